@@ -1,0 +1,1 @@
+"""The verbs as functions: measure, fit and plan in one call each."""

@@ -1,0 +1,1 @@
+"""Records, units, errors and sources that every stage shares; imports no torch and no numpy."""

@@ -1,0 +1,121 @@
+"""What the user trains with today: the recipe, its target and its loader."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_serializer, model_validator
+
+from rightbatch.core.errors import InvalidInputError
+from rightbatch.core.record import Record
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Constants(Record):
+    """Everything a training run holds fixed beside its batch size and learning rate.
+
+    A recipe and a plan share these, so that a plan can carry each one over or change it.
+    """
+
+    optimizer: str | Callable[..., Any] = "adamw"
+    """A name (``sgd``, ``adamw``, any ``torch.optim`` class) or a factory ``(parameters, lr) -> Optimizer``."""
+    momentum: Fraction | None = None
+    """None leaves the optimizer's own default, here and in the next three fields."""
+    betas: tuple[Fraction, Fraction] | None = None
+    eps: Positive | None = None
+    weight_decay: NonNegative | None = None
+    epochs: Positive | None = None
+    """Passes over the training data; give this or ``steps``."""
+    steps: Count | None = None
+    """Optimizer steps."""
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """What the learning rate does after warmup, over the rest of the run."""
+    warmup_examples: Annotated[int, Field(ge=0)] = 0
+    """Examples over which the rate climbs linearly to its full value."""
+    clip_norm: Positive | None = None
+    """Largest global gradient norm per update; None does not clip."""
+    ema_decay: Fraction | None = None
+    """Decay per update of the averaged weights used for evaluation; None keeps none."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """``bf16`` is autocast: parameters, gradients and optimizer state stay fp32."""
+    sampler: Literal["shuffle", "sequential", "replacement"] = "shuffle"
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Constants:
+        if (self.epochs is None) == (self.steps is None):
+            found = f"epochs = {self.epochs} and steps = {self.steps}"
+            raise InvalidInputError(found, need="exactly one of the two", hint="keep epochs or steps")
+        return self
+
+    @field_serializer("optimizer")
+    def _optimizer_name(self, value: str | Callable[..., Any]) -> str:
+        """A factory is saved by name; training with it needs the task that defines it."""
+        return value if isinstance(value, str) else f"{value.__module__}:{value.__qualname__}"
+
+    @property
+    def optimizer_name(self) -> str:
+        """The optimizer as text, whether given by name or by factory."""
+        return self._optimizer_name(self.optimizer)
+
+    def total_examples(self, batch_size: int, num_train_examples: int) -> int:
+        """Examples processed by a whole run."""
+        if self.steps is not None:
+            return self.steps * batch_size
+        assert self.epochs is not None
+        return max(1, round(self.epochs * num_train_examples))
+
+
+class Recipe(Constants):
+    """How the task is trained today; the plan is compared with this.
+
+    >>> Recipe(optimizer="sgd", lr=0.1, batch_size=32, epochs=5).total_examples(32, 1000)
+    5000
+    """
+
+    lr: Positive
+    """Peak learning rate."""
+    batch_size: Count
+    """Examples per optimizer step, over all devices and accumulation steps."""
+
+
+class Target(Record):
+    """The metric value that ends training: ``Target("accuracy", 0.97)``."""
+
+    metric: str
+    value: float
+    higher_is_better: bool = True
+
+    def __init__(self, metric: str, value: float, higher_is_better: bool = True) -> None:
+        """Accept the metric and its value by position."""
+        super().__init__(metric=metric, value=value, higher_is_better=higher_is_better)
+
+    def is_reached(self, value: float) -> bool:
+        """Whether a metric value meets the target."""
+        return value >= self.value if self.higher_is_better else value <= self.value
+
+    def __str__(self) -> str:
+        """As in ``accuracy >= 0.97``."""
+        return f"{self.metric} {'>=' if self.higher_is_better else '<='} {self.value:g}"
+
+
+class LoaderOptions(Record):
+    """How batches are read; the same loader is measured and trained with."""
+
+    num_workers: Annotated[int, Field(ge=0)] = 0
+    """Worker processes; 0 loads in the training process, between two steps."""
+    pin_memory: bool = False
+    persistent_workers: bool = False
+    prefetch_factor: Count | None = None
+    """Batches that each worker keeps ready; None is torch's default of 2."""
+
+    @model_validator(mode="after")
+    def _workers_for_worker_options(self) -> LoaderOptions:
+        if self.num_workers == 0 and (self.persistent_workers or self.prefetch_factor is not None):
+            found = "persistent_workers or prefetch_factor with num_workers = 0"
+            raise InvalidInputError(found, need="num_workers >= 1 for either", hint="set num_workers")
+        return self

@@ -1,0 +1,74 @@
+"""The base of every record that crosses a file or user boundary: frozen, closed, exact in JSON."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from rightbatch.core.errors import InvalidInputError, RightBatchError, did_you_mean
+
+SCHEMA_VERSION = 1
+
+
+class Record(BaseModel):
+    """A frozen value object; an unknown key or an impossible value is refused in three parts."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, strict=False
+    )
+
+    def __init__(self, **values: Any) -> None:
+        """Validate, turning pydantic's list of complaints into one rightbatch error.
+
+        Raises:
+            InvalidInputError: a key is unknown, missing or holds an impossible value.
+        """
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise explain(error, type(self)) from error
+
+    def replace(self, **changes: Any) -> Self:
+        """Return a copy with some fields changed, validated like a new record."""
+        kept = {name: getattr(self, name) for name in type(self).model_fields}
+        return type(self)(**(kept | changes))
+
+
+def explain(error: ValidationError, record: type[BaseModel], where: str = "") -> RightBatchError:
+    """Turn pydantic's first complaint into found, need and hint; the others are counted.
+
+    Args:
+        error: what pydantic raised.
+        record: the class that was being filled.
+        where: a prefix such as ``plan.toml:7: `` naming the place in a file.
+    """
+    details = error.errors()
+    first = details[0]
+    inner = first.get("ctx", {}).get("error")
+    if isinstance(inner, RightBatchError):
+        return type(inner)(where + inner.found, inner.need, inner.hint)
+    key = ".".join(str(part) for part in first["loc"]) or record.__name__
+    more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
+    if first["type"] == "extra_forbidden":
+        leaf = str(first["loc"][-1])
+        hint = did_you_mean(leaf, _fields_at(record, first["loc"][:-1]))
+        found, need = f"unknown key `{key}`", f"a key of {record.__name__}"
+    elif first["type"] == "missing":
+        found, need = f"no `{key}`", f"`{key}` in {record.__name__}"
+        hint = f"add {key} = ..."
+    else:
+        found = f"{key} = {first['input']!r}"
+        need = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+        hint = f"change `{key}`"
+    return InvalidInputError(f"{where}{found}{more}", need=need, hint=hint)
+
+
+def _fields_at(record: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    """Names of the fields of the record nested at ``path``, as far as annotations tell."""
+    for part in path:
+        field = record.model_fields.get(str(part))
+        inner = field.annotation if field else None
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            record = inner
+    return list(record.model_fields)

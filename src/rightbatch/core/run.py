@@ -1,0 +1,70 @@
+"""What a training run did."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rightbatch.core.record import SCHEMA_VERSION, Record
+from rightbatch.core.recipe import Target
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Outcome(StrEnum):
+    """How a run ended; expected endings are values, not exceptions."""
+
+    TARGET_REACHED = "target_reached"
+    FINISHED = "finished"  # every planned example was processed
+    STOPPED = "stopped"  # the caller's own limit on updates
+    INTERRUPTED = "interrupted"
+    DIVERGED = "diverged"  # a loss or gradient was not finite
+
+
+class Evaluation(Record):
+    """Metrics at one moment of a run."""
+
+    examples: int
+    updates: int
+    seconds: float
+    """Training time so far, evaluation not counted."""
+    train_loss: float
+    """Mean loss per target since the previous evaluation."""
+    metrics: dict[str, float]
+
+
+class Run(Record):
+    """A finished run: outcome, cost, metrics over time; the weights lie in ``run_dir``."""
+
+    schema_version: int = SCHEMA_VERSION
+    task: str
+    outcome: Outcome
+    message: str
+    """The outcome in one sentence, with what to do where it went wrong."""
+    seed: int
+    global_batch_size: int
+    examples: int
+    updates: int
+    seconds: float
+    """Training time, evaluation not counted."""
+    target: Target | None
+    evaluations: tuple[Evaluation, ...]
+    run_dir: Path
+
+    @property
+    def target_reached(self) -> bool:
+        """Whether any evaluation met the target."""
+        return self.outcome is Outcome.TARGET_REACHED
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Metrics of the last evaluation; empty if none was made."""
+        return self.evaluations[-1].metrics if self.evaluations else {}
+
+    def final_state_dict(self) -> dict[str, Tensor]:
+        """Load the final weights; safetensors files never run code."""
+        from safetensors.torch import load_file
+
+        return load_file(self.run_dir / "checkpoints" / "final.safetensors")

@@ -1,0 +1,1 @@
+"""From raw samples to small models with residual, interval and valid range; numpy, never torch."""

@@ -1,0 +1,97 @@
+"""Optimizer steps to the target against batch size: S(B) = S_min (1 + B_crit / B).
+
+McCandlish et al. (2018), arXiv:1812.06162, Eqs. 2.11-2.12, with the learning rate re-tuned at each
+batch size. S_min is not known from a pilot, so only ratios between batch sizes are claimed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rightbatch.core.facts import OptimizerFamily
+from rightbatch.fit.intervals import NORMAL_QUANTILE
+from rightbatch.fit.noise_scale import NoiseScale
+
+# Critical batch size of a sweep over the noise scale measured inside it: geometric mean and log
+# standard deviation (docs/noise.md lists the sweeps). 4 SGD and 5 Adam sweeps of small networks.
+CALIBRATION: dict[tuple[str, bool], tuple[float, float]] = {
+    ("sgd", False): (1.18, 0.25),
+    ("adam", True): (1.66, 0.54),
+    ("adam", False): (2.42, 0.48),
+    ("other", False): (1.5, 0.7),  # wide enough to hold both families
+}
+# An undecided noise scale is only known from below; its upper end is taken this far above.
+UNDECIDED_RANGE = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepsModel:
+    """The critical batch size with everything that is uncertain about it, in examples."""
+
+    critical_batch_size: float
+    low: float
+    high: float
+    decided: bool
+    """False where the noise scale had no upper bound, so that ``high`` is an assumption."""
+    calibration: float
+    """Critical batch size over noise scale, as found in sweeps."""
+    calibration_log_sd: float
+    noise: NoiseScale
+    """The average over the pilot from which this follows."""
+
+    def examples_ratio(self, batch_size: float, reference: float) -> float:
+        """Examples to the target at a batch size over those at a reference batch size."""
+        return float(
+            relative_examples(np.array(batch_size), reference, np.array(self.critical_batch_size))
+        )
+
+    def draw(self, rng: np.random.Generator, num_draws: int) -> NDArray[np.float64]:
+        """Critical batch sizes [num_draws] from the interval of noise scale and calibration."""
+        if not self.decided:  # log-uniform: nothing inside the interval is more likely than the rest
+            return np.exp(rng.uniform(np.log(self.low), np.log(self.high), num_draws))
+        sd = np.log(self.high / self.low) / (2 * NORMAL_QUANTILE)
+        return self.critical_batch_size * np.exp(sd * rng.standard_normal(num_draws))
+
+
+def relative_examples(
+    batch_size: NDArray[np.float64], reference: float, critical: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """E(B) / E(B_ref) with E(B) = E_min (1 + B / B_crit); shapes broadcast.
+
+    >>> float(relative_examples(np.array(96.0), 32.0, np.array(64.0)))
+    1.6666666666666667
+    """
+    return (critical + batch_size) / (critical + reference)
+
+
+def fit_steps(noise: NoiseScale, family: OptimizerFamily, *, preconditioned: bool) -> StepsModel:
+    """Turn an averaged noise scale into a critical batch size with an honest interval.
+
+    Args:
+        noise: average over the pilot.
+        family: of the optimizer; the calibration depends on it.
+        preconditioned: whether the norms were weighted by Adam's preconditioner.
+    """
+    factor, log_sd = CALIBRATION[family, preconditioned and family == "adam"]
+    if noise.noise_scale is None or noise.high is None:
+        low = max(noise.low, 1.0) * factor / float(np.exp(NORMAL_QUANTILE * log_sd))
+        high = max(noise.low, 1.0) * factor * UNDECIDED_RANGE
+        centre = float(np.sqrt(low * high))
+    else:
+        # Half-widths of the two independent log intervals add in squares.
+        spread = NORMAL_QUANTILE * log_sd
+        centre = noise.noise_scale * factor
+        low = centre / float(np.exp(np.hypot(np.log(noise.noise_scale / max(noise.low, 1.0)), spread)))
+        high = centre * float(np.exp(np.hypot(np.log(noise.high / noise.noise_scale), spread)))
+    return StepsModel(
+        critical_batch_size=centre,
+        low=low,
+        high=high,
+        decided=noise.decided,
+        calibration=factor,
+        calibration_log_sd=log_sd,
+        noise=noise,
+    )

@@ -1,0 +1,138 @@
+"""Fresh models, optimizers and batches from a task's factories, and the checks on what they return."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from rightbatch.core.errors import InvalidInputError, InvalidTaskError, did_you_mean
+from rightbatch.core.facts import OptimizerFamily
+from rightbatch.core.recipe import Constants
+from rightbatch.tasks.task import Loss, Task
+
+# The update of these follows the gradient's size (momentum only averages it) ...
+_SGD_LIKE = {"SGD", "ASGD"}
+# ... and of these only its direction, coordinate by coordinate: the sqrt rule's domain.
+_ADAM_LIKE = {
+    "Adam",
+    "AdamW",
+    "NAdam",
+    "RAdam",
+    "Adamax",
+    "RMSprop",
+    "Adagrad",
+    "Adadelta",
+    "SparseAdam",
+}
+
+
+def build_model(task: Task, device: str = "cpu", seed: int = 0) -> nn.Module:
+    """Call the task's model factory under a seed and move the result to a device.
+
+    Raises:
+        InvalidTaskError: the factory fails or returns something else than a Module.
+    """
+    torch.manual_seed(seed)
+    try:
+        model = task.model()
+    except Exception as error:
+        found = f"model() raised {type(error).__name__}: {error}"
+        raise InvalidTaskError(
+            found, need="a factory that builds the model", hint="call it in Python"
+        ) from error
+    if not isinstance(model, nn.Module):
+        found = f"model() returned {type(model).__name__}"
+        raise InvalidTaskError(
+            found, need="a torch.nn.Module", hint="pass a function that returns the model"
+        )
+    return model.to(device).train()
+
+
+def optimizer_classes() -> dict[str, type[Optimizer]]:
+    """Every ``torch.optim`` class by lower-case name."""
+    found = {name.lower(): value for name, value in vars(torch.optim).items() if inspect.isclass(value)}
+    return {n: v for n, v in found.items() if issubclass(v, Optimizer) and v is not Optimizer}
+
+
+def build_optimizer(constants: Constants, model: nn.Module, learning_rate: float) -> Optimizer:
+    """Build the optimizer that a recipe or plan names, over the model's trainable parameters.
+
+    Raises:
+        InvalidInputError: the name is unknown, or the optimizer takes no such constant.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if not isinstance(constants.optimizer, str):
+        return cast(Optimizer, constants.optimizer(parameters, learning_rate))
+    known = optimizer_classes()
+    if constants.optimizer.lower() not in known:
+        hint = did_you_mean(constants.optimizer.lower(), known) + " (or a factory in the task's recipe)"
+        raise InvalidInputError(
+            f"optimizer {constants.optimizer!r}", need="a torch.optim class", hint=hint
+        )
+    kind = known[constants.optimizer.lower()]
+    accepted = inspect.signature(kind).parameters
+    given = {
+        name: value
+        for name in ("momentum", "betas", "eps", "weight_decay")
+        if (value := getattr(constants, name)) is not None
+    }
+    for name in given:
+        if name not in accepted:
+            found = f"{name} = {given[name]} for {kind.__name__}"
+            raise InvalidInputError(
+                found, need=f"a constant that {kind.__name__} has", hint=f"remove {name}"
+            )
+    return kind(cast(Any, parameters), lr=learning_rate, **given)
+
+
+def optimizer_family(optimizer: Optimizer) -> OptimizerFamily:
+    """How the optimizer's update scales with the gradient; ``other`` claims nothing."""
+    names = {c.__name__ for c in type(optimizer).__mro__}
+    if names & _ADAM_LIKE:
+        return "adam"
+    return "sgd" if names & _SGD_LIKE else "other"
+
+
+def collate(task: Task, indices: Iterable[int]) -> Any:
+    """Read examples by index and join them as the task's loader does."""
+    from torch.utils.data import default_collate
+
+    examples = [cast(Any, task.train_data)[i] for i in indices]
+    return (task.collate or default_collate)(examples)
+
+
+def to_device(batch: Any, device: str) -> Any:
+    """Move every tensor of a batch: tensors, tuples, lists, dicts, and objects with ``.to``."""
+    if isinstance(batch, Tensor) or hasattr(batch, "to"):
+        return batch.to(device)
+    if isinstance(batch, Mapping):
+        return {key: to_device(value, device) for key, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(to_device(value, device) for value in batch))
+    if isinstance(batch, (list, tuple)):
+        return type(batch)(to_device(value, device) for value in batch)
+    return batch
+
+
+def compute_loss(task_loss: Any, model: nn.Module, batch: Any, num_examples: int) -> Loss:
+    """Call the task's loss; a plain mean is weighted by the examples it averages.
+
+    Raises:
+        InvalidTaskError: it returns neither a Loss nor a scalar.
+    """
+    value = task_loss(model, batch)
+    if isinstance(value, Loss):
+        return value
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        shape = f" of shape {list(value.shape)}" if isinstance(value, Tensor) else ""
+        raise InvalidTaskError(
+            f"loss returned {type(value).__name__}{shape}",
+            need="rb.Loss(total, count) or a scalar mean",
+            hint="sum the per-target losses: rb.Loss(losses.sum(), losses.numel())",
+        )
+    return Loss(value.reshape(()) * num_examples, num_examples)

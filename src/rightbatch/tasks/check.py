@@ -1,0 +1,174 @@
+"""Look at a task once before it is measured, and refuse in words what would fail later in a trace."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
+
+from rightbatch.core.errors import InvalidTaskError, RightBatchError, did_you_mean
+from rightbatch.core.facts import TaskFacts
+from rightbatch.core.recipe import Target
+from rightbatch.tasks.build import (
+    build_model,
+    build_optimizer,
+    collate,
+    compute_loss,
+    optimizer_family,
+    to_device,
+)
+from rightbatch.tasks.step import precision_context
+from rightbatch.tasks.task import Task
+
+_PROBE_EXAMPLES = 2
+
+
+def check_task(task: Task, device: str = "cpu") -> TaskFacts:
+    """Run one forward, one backward and one evaluation on two examples; return the task as data.
+
+    Args:
+        task: what ``load_task`` gave.
+        device: where it is to run.
+
+    Raises:
+        InvalidTaskError: a dataset, the model, the loss, the optimizer or the metric is not usable.
+    """
+    recipe = task.recipe
+    if task.num_train_examples == 0:
+        raise InvalidTaskError(
+            "train_data is empty", need="at least one example", hint="check the data's path"
+        )
+    if task.valid_data is not None and task.num_valid_examples == 0:
+        raise InvalidTaskError(
+            "valid_data is empty", need="an example, or valid_data=None", hint="check the split"
+        )
+    if recipe.batch_size > task.num_train_examples:
+        found = f"batch_size {recipe.batch_size} with {task.num_train_examples} training examples"
+        raise InvalidTaskError(
+            found, need="a batch no larger than the data", hint="lower Recipe.batch_size"
+        )
+    model = build_model(task, device)
+    optimizer = build_optimizer(recipe, model, recipe.lr)
+    batch = to_device(collate(task, range(min(_PROBE_EXAMPLES, task.num_train_examples))), device)
+    _check_loss(task, model, batch, device)
+    if task.target is not None:
+        _check_target(task, task.target, model, device)
+    return TaskFacts(
+        name=task.name,
+        num_train_examples=task.num_train_examples,
+        num_valid_examples=task.num_valid_examples,
+        num_parameters=sum(p.numel() for p in model.parameters()),
+        num_trainable_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        num_batch_norm_layers=sum(isinstance(m, _BatchNorm) for m in model.modules()),
+        optimizer_class=type(optimizer).__name__,
+        optimizer_family=optimizer_family(optimizer),
+        recipe=recipe,
+        target=task.target,
+        loader=task.loader,
+        fingerprint=_fingerprint(task, model),
+    )
+
+
+def evaluate(task: Task, model: nn.Module, batches: Any, device: str = "cpu") -> dict[str, float]:
+    """Evaluate in eval mode without gradients, by the task's metric or else its mean loss.
+
+    Raises:
+        InvalidTaskError: ``evaluate`` fails or returns no dictionary of numbers.
+    """
+    model.eval()
+    try:
+        with torch.no_grad(), precision_context(task.recipe.precision, device):
+            moved = (to_device(batch, device) for batch in batches)
+            metrics = task.evaluate(model, moved) if task.evaluate else _mean_loss(task, model, moved)
+        return {str(name): float(value) for name, value in metrics.items()}
+    except RightBatchError:
+        raise
+    except Exception as error:
+        found = f"evaluate raised {type(error).__name__}: {error}"
+        raise InvalidTaskError(
+            found, need="a dict of metric to number", hint="call it on two batches"
+        ) from error
+    finally:
+        model.train()
+
+
+def _mean_loss(task: Task, model: nn.Module, batches: Any) -> dict[str, float]:
+    total, count = 0.0, 0.0
+    for batch in batches:
+        loss = compute_loss(task.loss, model, batch, num_examples=batch_examples(batch))
+        total += float(loss.total)
+        count += float(loss.count)
+    return {"loss": total / count if count else math.nan}
+
+
+def batch_examples(batch: Any) -> int:
+    """Examples in a batch: the first dimension of its first tensor.
+
+    Raises:
+        InvalidTaskError: the batch holds no tensor.
+    """
+    if isinstance(batch, torch.Tensor):
+        return batch.shape[0]
+    values = list(batch.values()) if isinstance(batch, dict) else batch
+    if isinstance(values, (list, tuple)):
+        for value in values:
+            return batch_examples(value)
+    hint = "return rb.Loss(total, count) from the loss, which needs no counting"
+    raise InvalidTaskError(
+        f"a batch of type {type(batch).__name__}", need="a tensor to count examples by", hint=hint
+    )
+
+
+def _check_loss(task: Task, model: nn.Module, batch: Any, device: str) -> None:
+    try:
+        with precision_context(task.recipe.precision, device):
+            loss = compute_loss(task.loss, model, batch, num_examples=_PROBE_EXAMPLES)
+    except RightBatchError:
+        raise
+    except Exception as error:
+        found = f"loss raised {type(error).__name__}: {error}"
+        hint = "call loss(model(), batch) in Python"
+        raise InvalidTaskError(found, need="a loss that runs on two examples", hint=hint) from error
+    if not loss.total.requires_grad:
+        hint = "compute it from the model's output, outside torch.no_grad()"
+        raise InvalidTaskError(
+            "the loss has no gradient", need="a loss that depends on parameters", hint=hint
+        )
+    if not math.isfinite(value := loss.total.item()):
+        found = f"the loss of the first two examples is {value}"
+        hint = "look for log(0), division by 0 or bad inputs"
+        raise InvalidTaskError(found, need="a finite loss at initialisation", hint=hint)
+    loss.total.backward()
+    model.zero_grad(set_to_none=True)
+
+
+def _check_target(task: Task, target: Target, model: nn.Module, device: str) -> None:
+    if task.valid_data is None:
+        found = f"target {target} without valid_data"
+        raise InvalidTaskError(
+            found, need="data to evaluate on", hint="give valid_data or remove the target"
+        )
+    from torch.utils.data import default_collate
+
+    count = min(_PROBE_EXAMPLES, task.num_valid_examples)
+    examples: list[Any] = [task.valid_data[i] for i in range(count)]
+    metrics = evaluate(task, model, [(task.collate or default_collate)(examples)], device)
+    if target.metric not in metrics:
+        found = f"evaluate returned {', '.join(metrics) or 'nothing'}, without {target.metric!r}"
+        raise InvalidTaskError(
+            found,
+            need=f"the target's metric in it ({target})",
+            hint=did_you_mean(target.metric, metrics),
+        )
+
+
+def _fingerprint(task: Task, model: nn.Module) -> str:
+    shapes = [f"{name}:{tuple(p.shape)}:{p.dtype}" for name, p in model.state_dict().items()]
+    sizes = f"{task.num_train_examples}/{task.num_valid_examples}"
+    facts = [task.name, task.source_sha256, sizes, task.recipe.model_dump_json(), str(task.target)]
+    facts += [task.loader.model_dump_json(), *shapes]
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
