@@ -9,6 +9,16 @@ from rightbatch.core.record import Record
 
 OptimizerFamily = Literal["sgd", "adam", "other"]
 
+# The update follows the gradient's size (momentum only averages it), or only its direction,
+# coordinate by coordinate, or neither.
+_MEMBERS: dict[OptimizerFamily, str] = {
+    "sgd": "SGD ASGD",
+    "adam": "Adam AdamW NAdam RAdam Adamax RMSprop Adagrad Adadelta SparseAdam",
+    "other": "Adafactor LBFGS Muon Rprop",
+}
+OPTIMIZER_FAMILIES = {name: family for family, names in _MEMBERS.items() for name in names.split()}
+"""How the update of each ``torch.optim`` class scales with the gradient."""
+
 
 class Environment(Record):
     """Where a sample was taken; samples of two environments are never mixed."""

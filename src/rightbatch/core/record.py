@@ -27,7 +27,7 @@ class Record(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise explain(error, type(self)) from error
+            raise InvalidInputError(*explain(error, type(self))) from error
 
     def replace(self, **changes: Any) -> Self:
         """Return a copy with some fields changed, validated like a new record."""
@@ -35,7 +35,7 @@ class Record(BaseModel):
         return type(self)(**(kept | changes))
 
 
-def explain(error: ValidationError, record: type[BaseModel], where: str = "") -> RightBatchError:
+def explain(error: ValidationError, record: type[BaseModel], where: str = "") -> tuple[str, str, str]:
     """Turn pydantic's first complaint into found, need and hint; the others are counted.
 
     Args:
@@ -43,25 +43,20 @@ def explain(error: ValidationError, record: type[BaseModel], where: str = "") ->
         record: the class that was being filled.
         where: a prefix such as ``plan.toml:7: `` naming the place in a file.
     """
-    details = error.errors()
+    details = sorted(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden")
     first = details[0]
     inner = first.get("ctx", {}).get("error")
     if isinstance(inner, RightBatchError):
-        return type(inner)(where + inner.found, inner.need, inner.hint)
+        return where + inner.found, inner.need, inner.hint
     key = ".".join(str(part) for part in first["loc"]) or record.__name__
     more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
     if first["type"] == "extra_forbidden":
-        leaf = str(first["loc"][-1])
-        hint = did_you_mean(leaf, _fields_at(record, first["loc"][:-1]))
-        found, need = f"unknown key `{key}`", f"a key of {record.__name__}"
-    elif first["type"] == "missing":
-        found, need = f"no `{key}`", f"`{key}` in {record.__name__}"
-        hint = f"add {key} = ..."
-    else:
-        found = f"{key} = {first['input']!r}"
-        need = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-        hint = f"change `{key}`"
-    return InvalidInputError(f"{where}{found}{more}", need=need, hint=hint)
+        hint = did_you_mean(str(first["loc"][-1]), _fields_at(record, first["loc"][:-1]))
+        return f"{where}unknown key `{key}`{more}", f"a key of {record.__name__}", hint
+    if first["type"] == "missing":
+        return f"{where}no `{key}`{more}", f"`{key}` in {record.__name__}", f"add {key} = ..."
+    need = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    return f"{where}{key} = {first['input']!r}{more}", need, f"change `{key}`"
 
 
 def _fields_at(record: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:

@@ -61,7 +61,8 @@ class GradientSample(Record):
 
     examples_seen: int
     """Training progress at which the parameters stood still."""
-    small_batch_size: int
+    small_batch_size: float
+    """Harmonic mean where the small batches differ by one example, so that Eq. A.1 stays exact."""
     big_batch_size: int
     small_sq_norm: float
     """Mean over the small batches of the squared norm of their mean gradient."""

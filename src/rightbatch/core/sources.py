@@ -37,7 +37,7 @@ SOURCES: dict[str, Source] = {
         "linear scaling of SGD's rate, gradual warmup over 5 of 90 epochs",
     ),
     "malladi2022": Source(
-        "Malladi, Lyu, Panigrahi, Arora: On the SDEs and Scaling Rules for Adaptive Gradient Algorithms",
+        "Malladi et al.: On the SDEs and Scaling Rules for Adaptive Gradient Algorithms",
         "arXiv:2205.10287",
         "square-root scaling of Adam's rate, betas",
     ),

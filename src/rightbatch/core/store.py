@@ -58,7 +58,7 @@ def read_record(path: Path, kind: type[AnyRecord]) -> AnyRecord:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise explain(error, kind, where=f"{path}: ") from error
+        raise InvalidInputError(*explain(error, kind, where=f"{path}: ")) from error
 
 
 def read_json(path: Path) -> dict[str, object]:

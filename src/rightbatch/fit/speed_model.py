@@ -71,7 +71,7 @@ class SpeedModel:
     def draw_seconds(
         self, sizes: Sequence[int], rng: np.random.Generator, num_draws: int
     ) -> NDArray[np.float64]:
-        """Step seconds [num_draws, len(sizes)] with the measured points resampled within their error."""
+        """Step seconds [num_draws, len(sizes)], the measured points resampled within their error."""
         relative = np.array(self.standard_errors) / np.array(self.seconds)
         nodes = np.array(self.seconds) * np.exp(
             relative * rng.standard_normal((num_draws, len(relative)))

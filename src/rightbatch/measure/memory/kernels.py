@@ -1,0 +1,92 @@
+"""Run two training steps for real and read the CPU allocator's own log of them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_iter
+
+from rightbatch.core.samples import MemoryTrace, Owner, Phase
+from rightbatch.measure.memory import compat
+from rightbatch.measure.memory.steps import build_subject, caller_untouched, read_batches, run_steps
+from rightbatch.measure.memory.stream import Stream, order_deaths, to_trace
+from rightbatch.tasks.task import Task
+
+_PREFIX = "rightbatch/"
+_PHASES: dict[str, Phase] = {p: p for p in ("forward", "backward", "optimizer")}
+
+
+def trace_kernels(task: Task, micro_batch_size: int, *, accumulation_steps: int = 1) -> MemoryTrace:
+    """Record what the CPU allocator hands out in two real steps, scratch inside kernels included.
+
+    Operators are the profiler's; parameters, gradients, optimizer state, buffers and inputs are
+    known by address, activations by being alive when forward ends, and the rest is temporary.
+    What libraries take from ``malloc`` behind the allocator stays invisible.
+
+    Args:
+        task: built afresh; the caller's random states and default dtype are given back.
+        micro_batch_size: examples in each forward.
+        accumulation_steps: micro-batches per optimizer step, all held from its start.
+    """
+    claims: list[list[tuple[int, Owner]]] = []
+
+    def two_steps(mark: compat.Mark) -> None:
+        subject = build_subject(task)
+        batches = read_batches(task, micro_batch_size, accumulation_steps)
+
+        def enter(phase: Phase) -> None:
+            held = [(tensor, owner) for owner, tensor in subject.holdings()]
+            if not claims:
+                held += [(t, "inputs") for t in tree_iter(batches) if isinstance(t, Tensor)]
+            claims.append([(address, owner) for tensor, owner in held for address in _addresses(tensor)])
+            mark(phase)
+
+        run_steps(task, subject, batches, micro_batch_size, enter)
+
+    with caller_untouched():
+        log = compat.record_allocator(two_steps, _PREFIX)
+    stream = _read_log(log, claims)
+    return to_trace(
+        order_deaths(stream.events),
+        stream.owners,
+        micro_batch_size=micro_batch_size,
+        source="kernels",
+    )
+
+
+def _addresses(tensor: Tensor) -> list[int]:
+    """Where the memory behind a tensor begins: one block, or those of a wrapper's or sparse parts."""
+    if tensor.layout is not torch.strided:
+        return []
+    return [plain.untyped_storage().data_ptr() for plain in compat.plain_tensors(tensor)]
+
+
+def _read_log(log: list[compat.AllocatorEvent], claims: list[list[tuple[int, Owner]]]) -> Stream:
+    """Follow addresses through the log; of the setup only what outlives it counts."""
+    stream, numbers = Stream(), dict[int, int]()
+    first_mark = next(index for index, event in enumerate(log) if event.kind == "mark")
+    alive = dict[int, compat.AllocatorEvent]()
+    for event in log[:first_mark]:
+        if event.delta_bytes > 0:
+            alive[event.address] = event
+        else:
+            alive.pop(event.address, None)
+    for address, event in alive.items():
+        numbers[address] = stream.born(event.delta_bytes, event.name)
+    waiting = iter(claims)
+    for event in log[first_mark:]:
+        if event.kind == "mark":
+            if event.name == "backward":
+                stream.claim_activations()
+            for address, owner in next(waiting, []):
+                if address in numbers:
+                    stream.claim(numbers[address], owner)
+            if stream.phase == "setup":  # tensors that a module keeps beside its buffers
+                for number in numbers.values():
+                    stream.owners.setdefault(number, "buffers")
+            stream.phase = _PHASES[event.name]
+        elif event.delta_bytes > 0:
+            numbers[event.address] = stream.born(event.delta_bytes, event.name)
+        elif event.address in numbers:
+            stream.died(numbers.pop(event.address))
+    return stream

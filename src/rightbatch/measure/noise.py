@@ -1,0 +1,197 @@
+"""The gradient noise at several points of a pilot run.
+
+Points lie a factor sqrt(2) of examples apart, up to the whole run of today's recipe. At each the
+parameters stand still while large batches are drawn, so that |G|^2, the fragile half of the noise
+scale, is seen as well as the time allows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch.utils.data import DataLoader
+
+from rightbatch.core.errors import InvalidInputError
+from rightbatch.core.samples import GradientSample, PilotPoint
+from rightbatch.fit.noise_scale import NoiseScale, estimate_noise_scale
+from rightbatch.measure.budget import Budget
+from rightbatch.measure.gradients import (
+    adam_preconditioner,
+    draw_examples,
+    sample_gradients,
+    split_evenly,
+    undisturbed,
+)
+from rightbatch.measure.pilot import Pilot
+from rightbatch.tasks.check import evaluate
+from rightbatch.tasks.task import Task
+
+NUM_POINTS = 10
+SPACING = 2**0.5
+GROUPS = 8
+MIN_SAMPLES, MAX_SAMPLES = 6, 24
+# A point is precise enough at this ratio of upper to lower bound.
+WANTED_SPREAD = 1.6
+# The large batch aims at this many noise scales: more brings little, less leaves |G|^2 unseen.
+BATCH_IN_NOISE_SCALES = 2.0
+# Shares of the budget: training between the points, and evaluating whether the target is met.
+TRAINING_SHARE, EVALUATION_SHARE = 0.45, 0.15
+
+
+@dataclass(slots=True)
+class NoiseSamples:
+    """What has been sampled so far."""
+
+    gradients: list[GradientSample] = field(default_factory=list)
+    points: list[PilotPoint] = field(default_factory=list)
+
+
+def measure_noise(
+    task: Task, samples: NoiseSamples, *, device: str, budget: Budget, seed: int = 0
+) -> Iterator[str]:
+    """Sample gradients along a pilot until the target, the end of the recipe or of the time.
+
+    Points that are already in ``samples`` are passed through without sampling again.
+
+    Args:
+        task: trained with its own recipe.
+        samples: added to in place.
+        device: to train on.
+        budget: time to spend.
+        seed: of initialisation, data order and draws.
+
+    Yields:
+        What was just done, after every point.
+
+    Raises:
+        MeasurementError: the recipe diverges.
+    """
+    recipe = task.recipe
+    total = recipe.total_examples(recipe.batch_size, task.num_train_examples)
+    pilot = Pilot(task, device, seed, total)
+    generator = torch.Generator().manual_seed(seed + 1)
+    training = Budget(seconds=budget.left * TRAINING_SHARE, clock=budget.clock)
+    trained_seconds = evaluated_seconds = 0.0
+    noise_scale = float(recipe.batch_size)
+    for index, goal in enumerate(_point_examples(total, recipe.batch_size)):
+        if index and not budget.allows(0.0):
+            return
+        start = training.elapsed
+        while pilot.examples_seen < goal:
+            pilot.update()
+            if trained_seconds + training.elapsed - start > training.seconds:
+                break  # look at the gradients here: it is as far as the time reaches
+        trained_seconds += training.elapsed - start
+        if any(point.examples_seen == pilot.examples_seen for point in samples.points):
+            continue
+        last = pilot.examples_seen < goal
+        share = budget.part(1.0 if last else 0.4)
+        taken = list(_sample_point(pilot, generator, noise_scale, share))
+        samples.gradients += taken
+        noise_scale = _next_noise_scale(estimate_noise_scale(taken), noise_scale)
+        metrics: dict[str, float] = {}
+        if task.target is not None and evaluated_seconds <= EVALUATION_SHARE * budget.seconds:
+            start = budget.elapsed
+            metrics = evaluate(task, pilot.model, _validation_batches(task), device)
+            evaluated_seconds += 2 * (budget.elapsed - start)  # the next one must fit as well
+        samples.points.append(
+            PilotPoint(examples_seen=pilot.examples_seen, loss=pilot.mean_loss(), metrics=metrics)
+        )
+        yield f"gradient noise at {pilot.examples_seen:,} examples"
+        if last or (task.target and metrics and task.target.is_reached(metrics[task.target.metric])):
+            return
+
+
+def measure_noise_updates(
+    task: Task, *, updates: int, batch_size: int, device: str = "cpu", seed: int = 0
+) -> NoiseScale:
+    """Train ``updates`` steps and estimate the noise scale from the micro-batches of each.
+
+    Batches are drawn with replacement. Each step's batch is split into up to 8 micro-batches
+    whose mean gradient also makes the update, so the measurement costs little beside training.
+
+    Args:
+        task: trained with its recipe's optimizer and constants.
+        updates: optimizer steps, at least 3.
+        batch_size: examples per step, at least 2.
+        device: to train on.
+        seed: of initialisation and draws.
+
+    Returns:
+        One estimate pooled over all steps, in examples.
+
+    Raises:
+        InvalidInputError: a batch of fewer than 2 examples.
+        MeasurementError: fewer than 3 updates, or training diverges.
+    """
+    if batch_size < 2:
+        found, hint = f"batch_size {batch_size}", "one example has no spread: use 8 or more"
+        raise InvalidInputError(found, need="at least 2 examples per update", hint=hint)
+    pilot = Pilot(task, device, seed, updates * batch_size)
+    generator = torch.Generator().manual_seed(seed + 1)
+    samples: list[GradientSample] = []
+    for _ in range(updates):
+        indices = draw_examples(task.num_train_examples, batch_size, generator)
+        groups = split_evenly(indices, min(GROUPS, batch_size))
+        samples.append(
+            sample_gradients(
+                task, pilot.model, groups, examples_seen=pilot.examples_seen, device=device
+            )
+        )
+        pilot.step()
+        pilot.examples_seen += batch_size
+    return estimate_noise_scale(samples)
+
+
+def _point_examples(total: int, batch_size: int) -> list[int]:
+    """Geometric numbers of examples up to the whole run, none before the eighth update."""
+    goals = [round(total / SPACING**k) for k in reversed(range(NUM_POINTS))]
+    return [goal for goal in goals if goal >= 8 * batch_size] or [total]
+
+
+def _sample_point(
+    pilot: Pilot, generator: torch.Generator, noise_scale: float, budget: Budget
+) -> Iterator[GradientSample]:
+    """Draw large batches at fixed parameters until the noise scale is bounded tightly enough."""
+    task = pilot.task
+    # Micro-batches of today's size see the same batch statistics as training does.
+    micro = min(task.recipe.batch_size, 64)
+    wanted = BATCH_IN_NOISE_SCALES * noise_scale / micro
+    num_groups = int(min(max(GROUPS, wanted), 64))
+    weights = adam_preconditioner(pilot.model, pilot.optimizer)
+    taken: list[GradientSample] = []
+    with undisturbed(pilot.model):
+        while len(taken) < MAX_SAMPLES:
+            indices = draw_examples(task.num_train_examples, num_groups * micro, generator)
+            taken.append(
+                sample_gradients(
+                    task,
+                    pilot.model,
+                    split_evenly(indices, num_groups),
+                    examples_seen=pilot.examples_seen,
+                    device=pilot.device,
+                    preconditioner=weights,
+                )
+            )
+            yield taken[-1]
+            if len(taken) >= MIN_SAMPLES:
+                estimate = estimate_noise_scale(taken, preconditioned=weights is not None)
+                tight = estimate.high is not None and estimate.high <= WANTED_SPREAD * estimate.low
+                if tight or not budget.allows(budget.elapsed / len(taken)):
+                    break
+    pilot.model.zero_grad(set_to_none=True)
+
+
+def _next_noise_scale(estimate: NoiseScale, before: float) -> float:
+    """What to size the next point's batches by: the estimate, or more than before if undecided."""
+    if estimate.decided and estimate.noise_scale is not None:
+        return max(estimate.noise_scale, 1.0)
+    return 2 * max(before, estimate.low)
+
+
+def _validation_batches(task: Task) -> Any:
+    batch_size = max(64, task.recipe.batch_size)
+    return DataLoader(cast(Any, task.valid_data), batch_size=batch_size, collate_fn=task.collate)

@@ -1,0 +1,196 @@
+"""What the numbers say, in plain sentences: one wording for the terminal, the report and the README.
+
+Text in, text out; a command stands between backticks.
+"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rightbatch.core.facts import TaskFacts
+from rightbatch.core.plan import Interval, Plan
+from rightbatch.core.samples import Measurements
+from rightbatch.core.units import format_number
+from rightbatch.fit.intervals import NORMAL_QUANTILE
+from rightbatch.fit.noise_scale import NoiseScale
+
+if TYPE_CHECKING:
+    from rightbatch.fit.models import Models
+
+STAGES = ("memory", "loader", "speed", "noise")
+OVERHEAD_SHARE = 0.05  # below this share of an update, loading is not worth a second look
+
+
+def interval_text(interval: Interval, digits: int = 2) -> str:
+    """A value and its 90 % interval; an open end is said in words.
+
+    >>> interval_text(Interval(value=0.6123, low=0.48, high=0.7912))
+    '0.61 (0.48 to 0.79)'
+    >>> interval_text(Interval(value=2.0, low=1.5, high=None))
+    '2 (1.5 or more)'
+    """
+    value, low, high = (_short(x, digits) for x in (interval.value, interval.low, interval.high))
+    if low and high:
+        return f"{value} ({low} to {high})"
+    if low:
+        return f"{value} ({low} or more)"
+    return f"{value} (up to {high})" if high else f"{value} (no interval)"
+
+
+def noise_text(scale: NoiseScale) -> str:
+    """A noise scale and its interval, or its lower bound where the data set no upper one."""
+    if scale.high is None or scale.noise_scale is None:
+        return f"at least {_short(scale.low)}"
+    return interval_text(Interval(value=scale.noise_scale, low=scale.low, high=scale.high))
+
+
+def goal_text(facts: TaskFacts) -> str:
+    """What time is counted to: the target, or the same loss where the task has none."""
+    return str(facts.target) if facts.target else "the same loss"
+
+
+def answer_sentence(plan: Plan | None, facts: TaskFacts) -> str:
+    """The answer: what to train with, what it should change, and how wide the choice is."""
+    if plan is None:
+        return f"{facts.name} was measured but not planned: no batch size is recommended yet."
+    step = f"global batch {plan.global_batch_size} = {plan.split}"
+    step += f" at learning rate {plan.learning_rate:.3g}"
+    recipe = facts.recipe
+    if (plan.global_batch_size, plan.learning_rate) == (recipe.batch_size, recipe.lr):
+        kept = "no other batch size scored better" if plan.candidates else "no other was scored"
+        return f"Keep today's batch size for {facts.name}: {step}; {kept}{_plateau(plan, facts)}."
+    if plan.predicted is None:
+        return f"Train {facts.name} with {step}: nothing is predicted for a plan made by hand."
+    return f"Train {facts.name} with {step}: {_prediction(plan, facts)}{_plateau(plan, facts)}."
+
+
+def noise_sentence(scale: NoiseScale | None) -> str:
+    """What the gradients say about how many examples one step can usefully average."""
+    if scale is None:
+        return "The gradient noise scale was not measured."
+    if not scale.decided:
+        return (
+            f"The gradient noise scale is {noise_text(scale)} examples: over {scale.num_samples} samples"
+            " the mean gradient cannot be told from zero everywhere, so nothing bounds it from above."
+        )
+    return (
+        f"The gradient noise scale is {noise_text(scale)} examples, averaged over the pilot"
+        f" ({scale.num_samples} samples): a step that averages far more than this many examples"
+        " gains little from the rest."
+    )
+
+
+def loader_verdict(models: Models, plan: Plan | None) -> str:
+    """Whether the loader or the step sets the pace at the planned micro-batch (else at the knee)."""
+    loader, speed = models.loader, models.speed
+    if loader is None or speed is None:
+        missing = "loader" if loader is None else "step"
+        return f"The {missing} was not timed, so what sets the pace is not known."
+    size = plan.micro_batch_size if plan else speed.knee_micro_batch_size
+    low, high = speed.valid_range
+    if not low <= size <= high:
+        return f"Steps were timed at micro-batches {low} to {high}, so the pace at {size} is not known."
+    load, step = loader.load_seconds(size), speed.step_seconds(size)
+    rates = (
+        f"at micro-batch {size} it gives {_rate(size / load)}, forward and backward take {_rate(size / step)}"
+    )
+    if load > step:
+        advice = "raise num_workers" if loader.num_workers == 0 else "add workers or cheapen the loading"
+        return f"The loader sets the pace: {rates}. A larger batch will not help; {advice}."
+    if loader.overlaps:
+        return f"The loader keeps up, hidden behind the step: {rates}."
+    share = load / (load + step)
+    cost = f"loading takes {share:.0%} of the time between two micro-batches"
+    advice = "; worker processes would hide it" if share > OVERHEAD_SHARE else ""
+    return f"The step sets the pace: {rates}, and {cost}{advice}."
+
+
+def next_steps(
+    plan: Plan | None, measurements: Measurements, folder: Path, *, trained: bool
+) -> list[str]:
+    """What to do now, most useful first, each with the command that does it.
+
+    Args:
+        plan: None where none was made.
+        measurements: what the plan rests on.
+        folder: that holds plan.toml and measurements.json.
+        trained: whether a run of the plan lies in the folder already.
+    """
+    task, where = shlex.quote(measurements.task.name), shlex.quote(str(folder))
+    missing = [stage for stage in STAGES if stage not in measurements.complete]
+    again = f"`rightbatch plan {task} --out {where} --time-budget 10m`"
+    if plan is None:
+        return [f"Finish the measurement and make the plan: {again}."]
+    steps: list[str] = []
+    if not trained:
+        train = f"rightbatch train {task} --plan {where}/plan.toml --run {where}/runs/plan"
+        steps.append(f"Train with this plan: `{train}`.")
+    if missing:
+        steps.append(f"Measure what was cut short ({', '.join(missing)}): {again} continues from here.")
+    elif doubt := _least_certain(measurements):
+        steps.append(f"{doubt} {again.removesuffix('`')} --refresh`.")
+    if plan.global_batch_size != measurements.task.recipe.batch_size:
+        recipe = f"`rightbatch train {task} --run {where}/runs/recipe`"
+        steps.append(
+            f"Check the prediction against today's recipe: {recipe}, then `rightbatch report {where}`."
+        )
+    return steps
+
+
+def _prediction(plan: Plan, facts: TaskFacts) -> str:
+    assert plan.predicted is not None
+    seconds = plan.predicted.seconds_to_target_ratio
+    text = f"predicted {interval_text(seconds)} of today's time to {goal_text(facts)}"
+    if seconds.high is None or (seconds.low or 0) <= 1 <= seconds.high:
+        text += f", sooner with probability {plan.predicted.probability_better:.2g}"
+    elif seconds.value > 1:
+        examples = interval_text(plan.predicted.examples_to_target_ratio)
+        text += f", for {examples} of its examples"
+    return text
+
+
+def _plateau(plan: Plan, facts: TaskFacts) -> str:
+    if plan.plateau is None:
+        return ""
+    low, high = plan.plateau
+    if low == high:
+        return "; no other batch is within 5 %"
+    today = facts.recipe.batch_size
+    inside = low <= today <= high and today != plan.global_batch_size
+    also = f", today's {today} included" if inside else ""
+    return f"; every batch from {low} to {high} is within 5 %{also}"
+
+
+def _least_certain(measurements: Measurements) -> str:
+    """Name the noise scale where measuring it longer would narrow the prediction; else say nothing.
+
+    Measuring does not narrow the step from a noise scale to the critical batch size.
+    """
+    from rightbatch.fit.models import fit_models
+
+    steps = fit_models(measurements).steps
+    if steps is None:
+        return ""
+    scale, spread = steps.noise, 2 * NORMAL_QUANTILE * steps.calibration_log_sd
+    if scale.high is not None and np.log(scale.high / max(scale.low, 1.0)) < spread:
+        return ""
+    return f"The least certain input is the noise scale, {noise_text(scale)} examples; measure it longer:"
+
+
+def _short(value: float | None, digits: int = 2) -> str:
+    """Round for a sentence: two digits below 100, whole numbers above.
+
+    >>> _short(0.6123), _short(41.37), _short(1234.5), _short(2.0)
+    ('0.61', '41', '1,234', '2')
+    """
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.{digits}g}"
+
+
+def _rate(examples_per_second: float) -> str:
+    return f"{format_number(float(f'{examples_per_second:.3g}'))} examples/s"

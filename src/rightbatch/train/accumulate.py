@@ -1,0 +1,119 @@
+"""One update's gradient, the same for every split of its batch: sum, count, divide once.
+
+A mean of per-micro-batch means is another objective as soon as micro-batches hold different
+numbers of targets (padding, masks, a shorter last piece). So the summed losses of all micro-batches
+share one divisor: the number of targets of the whole update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import fsum
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rightbatch.core.errors import InvalidInputError
+from rightbatch.core.recipe import Constants
+from rightbatch.tasks.check import batch_examples
+from rightbatch.tasks.step import forward_backward
+
+if TYPE_CHECKING:
+    from rightbatch.tasks.task import LossFunction
+
+_FULL_PRECISION = Constants(epochs=1)  # only its precision is read
+
+
+class WindowLoss(NamedTuple):
+    """The loss of one update, on the host."""
+
+    total: float
+    """Sum over every counted target."""
+    count: float
+    """Counted targets."""
+
+
+def accumulate(model: nn.Module, loss: LossFunction, micro_batches: Iterable[Any]) -> None:
+    """Leave in ``.grad`` the gradient of the mean loss per target over all micro-batches together.
+
+    Args:
+        model: its previous ``.grad`` is discarded; a parameter that no loss reaches keeps None.
+        loss: ``(model, batch) -> rb.Loss(total, count)``, or a scalar mean, which is weighted by
+            the examples of its micro-batch.
+        micro_batches: the batch in pieces of any size, on the model's device; a piece without a
+            single target is fine.
+
+    Raises:
+        InvalidInputError: there is no micro-batch, or no target in any of them.
+        InvalidTaskError: the loss is neither a Loss nor a scalar, or a batch holds no tensor.
+    """
+    pieces = [(batch_examples(batch), batch) for batch in micro_batches]
+    if not pieces:
+        hint = "pass the pieces of one batch, such as x.split(8)"
+        raise InvalidInputError("0 micro-batches", need="at least 1", hint=hint)
+    model.zero_grad(set_to_none=True)
+    accumulate_window(
+        loss,
+        model,
+        pieces,
+        num_examples=sum(size for size, _ in pieces),
+        constants=_FULL_PRECISION,
+        device="cpu",
+    )
+
+
+def accumulate_window(
+    task_loss: LossFunction,
+    model: nn.Module,
+    micro_batches: Iterable[tuple[int, Any]],
+    *,
+    num_examples: int,
+    constants: Constants,
+    device: str,
+) -> WindowLoss:
+    """Do as ``accumulate`` does on empty ``.grad``, one micro-batch in memory at a time.
+
+    Counts are known only after the forwards. Until then the divisor is the number of examples,
+    which keeps gradients in range and is final wherever an example is a target; elsewhere one
+    multiplication corrects all gradients at the end. The host waits for the device once.
+
+    Args:
+        task_loss: ``(model, batch) -> Loss | scalar mean``.
+        model: every ``.grad`` is None or zero.
+        micro_batches: pairs of a number of examples and a batch on the device.
+        num_examples: examples in all of them.
+        constants: gives the precision.
+        device: of model and batches.
+
+    Returns:
+        The summed loss and its count, as they came: not finite where the loss was not.
+
+    Raises:
+        InvalidInputError: the whole window holds no target.
+    """
+    losses = [
+        forward_backward(
+            task_loss,
+            model,
+            batch,
+            num_examples=size,
+            divisor=num_examples,
+            constants=constants,
+            device=device,
+        )
+        for size, batch in micro_batches
+    ]
+    count = float(sum(loss.count for loss in losses))
+    if count == 0:
+        found = f"0 counted targets in an update of {num_examples} examples"
+        hint = "leave out examples that are all masked, or use a larger global batch"
+        raise InvalidInputError(found, need="at least 1", hint=hint)
+    if count != num_examples:
+        torch._foreach_mul_(gradients(model.parameters()), num_examples / count)
+    return WindowLoss(fsum(torch.stack([loss.total for loss in losses]).tolist()), count)
+
+
+def gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+    """The gradients that exist; a parameter outside the loss has none."""
+    return [p.grad for p in parameters if p.grad is not None]

@@ -1,0 +1,76 @@
+"""What a run refuses before it starts, so that nothing fails or is lost hours later."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
+
+from rightbatch.core.errors import InvalidInputError, InvalidTaskError
+from rightbatch.core.plan import Plan
+from rightbatch.tasks.build import build_model, collate, to_device
+from rightbatch.tasks.check import check_task
+from rightbatch.tasks.task import Task
+from rightbatch.train.sampler import Windows
+
+
+def check_plan(task: Task, plan: Plan) -> Plan:
+    """Return the plan with its optimizer factory resolved, or refuse one made for something else.
+
+    Raises:
+        InvalidInputError: the plan is another task's, its batch is larger than the data, or its
+            optimizer factory is not the recipe's.
+    """
+    if plan.task not in {"", task.name}:
+        found = f"a plan for task {plan.task!r}, and task {task.name!r}"
+        hint = f"plan again: rightbatch plan {task.name}"
+        raise InvalidInputError(found, need="a plan made for this task", hint=hint)
+    if plan.global_batch_size > task.num_train_examples:
+        found = f"global batch {plan.global_batch_size} with {task.num_train_examples} training examples"
+        hint = "lower global_batch_size in the plan"
+        raise InvalidInputError(found, need="a batch no larger than the data", hint=hint)
+    if not isinstance(plan.optimizer, str) or ":" not in plan.optimizer:
+        return plan
+    if plan.optimizer != task.recipe.optimizer_name:
+        found = f"optimizer {plan.optimizer!r}, while the recipe has {task.recipe.optimizer_name!r}"
+        hint = "plan again, or name a torch.optim class in the plan"
+        raise InvalidInputError(found, need="the factory of the task's recipe", hint=hint)
+    return plan.replace(optimizer=task.recipe.optimizer)
+
+
+def check_run(task: Task, windows: Windows, device: str) -> None:
+    """Check the task itself, that its weights can be saved, and that its smallest micro-batch runs.
+
+    Raises:
+        InvalidTaskError: data, model, loss or metric is not usable, or the weights cannot be saved.
+        InvalidInputError: BatchNorm cannot normalise the one example of some micro-batch.
+    """
+    check_task(task, device)
+    model = build_model(task, device)
+    for name, value in model.state_dict().items():
+        if not isinstance(value, Tensor):
+            found = f"state_dict() holds a {type(value).__name__} under {name!r}"
+            hint = "return a tensor from get_extra_state(), or drop it"
+            raise InvalidTaskError(found, need="tensors only, to be saved without pickle", hint=hint)
+    if any(isinstance(module, _BatchNorm) for module in model.modules()):
+        _check_lone_example(task, model, windows, device)
+
+
+def _check_lone_example(task: Task, model: nn.Module, windows: Windows, device: str) -> None:
+    """Try one example where some window leaves one alone: only some BatchNorm models fail on it."""
+    lone = next((w for w in windows if min(w.micro_batch_sizes) == 1), None)
+    if lone is None:
+        return
+    try:
+        task.loss(model, to_device(collate(task, [0]), device))
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        found = (
+            f"a micro-batch of 1 example, which BatchNorm cannot normalise: {windows.num_train_examples}"
+            f" examples in updates of {windows.global_batch_size} come to one of {lone.num_examples},"
+            f" split into micro-batches of {max(lone.micro_batch_sizes)} and 1"
+        )
+        hint = "change global_batch_size or micro_batch_size in the plan, or drop a training example"
+        raise InvalidInputError(
+            found, need="at least 2 examples in every micro-batch", hint=hint
+        ) from error

@@ -1,0 +1,85 @@
+"""The training run: one update after another, an evaluation after every epoch, an outcome at the end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+
+from rightbatch.core.errors import InvalidInputError
+from rightbatch.core.plan import Plan
+from rightbatch.core.run import Outcome, Run
+from rightbatch.tasks.check import evaluate
+from rightbatch.tasks.task import Task
+from rightbatch.train.check import check_plan, check_run
+from rightbatch.train.record import Progress, RunRecord
+from rightbatch.train.sampler import Windows, train_loader, valid_loader
+from rightbatch.train.schedule import check_warmup, rate_at
+from rightbatch.train.update import InterruptGuard, Updater
+
+
+def train(
+    task: Task,
+    plan: Plan,
+    run_dir: Path | str,
+    seed: int = 0,
+    max_updates: int | None = None,
+    *,
+    device: str = "cpu",
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Run:
+    """Train a fresh model by the plan; the same seed gives the same bits on one thread.
+
+    Args:
+        task: what ``load_task`` gave.
+        plan: made by a planner, or by ``Plan.from_recipe``.
+        run_dir: a folder of this run's own.
+        seed: of the initial weights, the order of the examples and torch's random numbers.
+        max_updates: stop after so many; the learning rate still follows the whole plan.
+        device: as torch names it.
+        on_progress: called at most ten times a second, and after every evaluation.
+
+    Returns:
+        What happened. A target reached, an interruption and a divergence are outcomes, not errors.
+
+    Raises:
+        InvalidInputError: the plan does not fit the task, the folder holds a run already, or an
+            update has no target at all.
+        InvalidTaskError: the task cannot be trained as it stands.
+    """
+    if seed < 0 or (max_updates is not None and max_updates < 1):
+        found, hint = f"seed = {seed}, max_updates = {max_updates}", "change the one that is less"
+        raise InvalidInputError(found, need="seed >= 0 and max_updates >= 1 or None", hint=hint)
+    plan = check_plan(task, plan)
+    whole = Windows.of(plan, task.num_train_examples, seed)
+    check_warmup(plan, whole.total_examples)
+    windows = Windows.of(plan, task.num_train_examples, seed, max_updates)
+    check_run(task, windows, device)
+    with RunRecord(Path(run_dir), plan, windows.total_examples, on_progress) as record:
+        updater = Updater(task, plan, seed=seed, device=device)
+        guard = InterruptGuard()
+        try:
+            with guard.installed():
+                outcome, message = _run(task, plan, whole, windows, updater, record, guard, device)
+        except KeyboardInterrupt:
+            outcome = Outcome.INTERRUPTED
+            message = f"interrupted; the weights are those after update {record.updates}"
+        record.save_weights("final", updater.model)
+        if updater.averaged is not None:
+            record.save_weights("ema", updater.averaged.module)
+        run = Run(
+            task=task.name,
+            outcome=outcome,
+            message=message,
+            seed=seed,
+            global_batch_size=plan.global_batch_size,
+            examples=record.examples,
+            updates=record.updates,
+            seconds=record.seconds,
+            target=task.target,
+            evaluations=tuple(record.evaluations),
+            run_dir=record.path,
+        )
+        record.finish(run)
+    return run

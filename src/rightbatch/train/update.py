@@ -1,0 +1,124 @@
+"""One update, each of its parts exactly once: gradient, check, clip, rate, step, average."""
+
+from __future__ import annotations
+
+import math
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import current_thread, main_thread
+from types import FrameType
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from rightbatch.core.plan import Plan
+from rightbatch.tasks.build import build_model, build_optimizer, to_device
+from rightbatch.tasks.task import Task
+from rightbatch.train.accumulate import WindowLoss, accumulate_window, gradients
+from rightbatch.train.sampler import Window
+
+
+class WindowGradient(NamedTuple):
+    """What one window left in ``.grad``."""
+
+    loss: WindowLoss
+    norm: float
+    """Of the gradient over all parameters, before clipping."""
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether weights may be changed by it."""
+        return math.isfinite(self.loss.total) and math.isfinite(self.norm)
+
+
+class Updater:
+    """Owns the weights, their optimizer and their average: ``accumulate``, then ``step``."""
+
+    def __init__(self, task: Task, plan: Plan, *, seed: int, device: str) -> None:
+        self._task, self._plan, self._device = task, plan, device
+        self.model = build_model(task, device, seed)
+        self.optimizer = build_optimizer(plan, self.model, plan.learning_rate)
+        self.averaged: AveragedModel | None = None
+        if plan.ema_decay is not None:
+            average = get_ema_multi_avg_fn(plan.ema_decay)
+            self.averaged = AveragedModel(self.model, multi_avg_fn=average)
+        self._parameters = list(self.model.parameters())
+        # A factory may give its groups different rates: the schedule moves all by one factor.
+        self._group_rates = [float(group["lr"]) for group in self.optimizer.param_groups]
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The model that evaluation sees: the average where one is kept."""
+        return self.model if self.averaged is None else self.averaged.module
+
+    def accumulate(self, window: Window, batches: Iterator[Any]) -> WindowGradient:
+        """Leave in ``.grad`` the gradient of a window, taking its micro-batches from ``batches``."""
+        sized = zip(window.micro_batch_sizes, batches, strict=False)
+        loss = accumulate_window(
+            self._task.loss,
+            self.model,
+            ((size, to_device(batch, self._device)) for size, batch in sized),
+            num_examples=window.num_examples,
+            constants=self._plan,
+            device=self._device,
+        )
+        # As clip_grad_norm_ computes it; kept out of its hands because it may not be finite.
+        norms = torch._foreach_norm(gradients(self._parameters))
+        return WindowGradient(loss, torch.linalg.vector_norm(torch.stack(norms)).item())
+
+    def step(self, gradient: WindowGradient, learning_rate: float) -> None:
+        """Clip, set the rate, change the weights, average them, and empty ``.grad``: once each."""
+        if self._plan.clip_norm is not None:
+            norm = torch.tensor(gradient.norm)
+            nn.utils.clip_grads_with_norm_(self._parameters, self._plan.clip_norm, norm)
+        factor = learning_rate / self._plan.learning_rate
+        for group, rate in zip(self.optimizer.param_groups, self._group_rates, strict=True):
+            group["lr"] = rate * factor
+        self.optimizer.step()
+        if self.averaged is not None:  # its first call copies the weights
+            self.averaged.update_parameters(self.model)
+        for parameter in self._parameters:
+            parameter.grad = None
+
+
+class InterruptGuard:
+    """Hold back Ctrl-C while the weights change, so that they are always of a whole update.
+
+    ``with guard.installed():`` once round the run; then each ``with guard:`` costs a microsecond.
+    Outside the main thread, and where Ctrl-C is ignored, there is nothing to hold back.
+    """
+
+    def __init__(self) -> None:
+        self._holding = self._pending = False
+        self._previous: Any = None
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Take SIGINT over from its Python handler, and give it back."""
+        self._previous = signal.getsignal(signal.SIGINT)
+        if not callable(self._previous) or current_thread() is not main_thread():
+            yield
+            return
+        signal.signal(signal.SIGINT, self._on_interrupt)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, self._previous)
+
+    def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
+        if self._holding:
+            self._pending = True
+        else:
+            self._previous(number, frame)
+
+    def __enter__(self) -> None:
+        self._holding = True
+
+    def __exit__(self, *exception: object) -> None:
+        self._holding = False
+        if self._pending:
+            self._pending = False
+            self._previous(signal.SIGINT, None)
