@@ -1,4 +1,3 @@
-"""cli."""
+"""The command line; torch is imported only by the verbs that measure or train."""
 
-
-def main() -> None: ...
+from rightbatch.cli.app import main as main

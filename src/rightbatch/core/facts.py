@@ -16,7 +16,9 @@ _MEMBERS: dict[OptimizerFamily, str] = {
     "adam": "Adam AdamW NAdam RAdam Adamax RMSprop Adagrad Adadelta SparseAdam",
     "other": "Adafactor LBFGS Muon Rprop",
 }
-OPTIMIZER_FAMILIES = {name: family for family, names in _MEMBERS.items() for name in names.split()}
+OPTIMIZER_FAMILIES: dict[str, OptimizerFamily] = {
+    name: family for family, names in _MEMBERS.items() for name in names.split()
+}
 """How the update of each ``torch.optim`` class scales with the gradient."""
 
 
@@ -40,6 +42,8 @@ class TaskFacts(Record):
     """A task as plain data: enough to plan without its code."""
 
     name: str
+    spec: str
+    """What names the task on the command line: a built-in name, a file or a module."""
     num_train_examples: int
     num_valid_examples: int
     num_parameters: int

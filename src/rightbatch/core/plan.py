@@ -92,7 +92,7 @@ class Plan(Constants):
     def _factors_multiply(self) -> Plan:
         product = self.micro_batch_size * self.accumulation_steps * self.num_replicas
         if product != self.global_batch_size:
-            found = f"global {self.global_batch_size}, but {self.split} = {product}"
+            found = f"global_batch_size = {self.global_batch_size}, but {self.split} = {product}"
             need = "global_batch_size = micro_batch_size x accumulation_steps x num_replicas"
             raise InvalidInputError(found, need=need, hint="change one of the four")
         return self
@@ -110,11 +110,13 @@ class Plan(Constants):
         Raises:
             InvalidInputError: the factors do not multiply to the global batch.
         """
-        shared = {name: getattr(recipe, name) for name in Constants.model_fields}
-        batch = changes.get("global_batch_size", recipe.batch_size)
-        micro = batch // changes.get("accumulation_steps", 1)
-        base = {"global_batch_size": batch, "micro_batch_size": micro, "learning_rate": recipe.lr}
-        return cls(task=task, **(shared | base | changes))
+        values: dict[str, Any] = {name: getattr(recipe, name) for name in Constants.model_fields}
+        values |= {"task": task, "global_batch_size": recipe.batch_size, "learning_rate": recipe.lr}
+        values |= changes
+        values.setdefault(
+            "micro_batch_size", values["global_batch_size"] // values.get("accumulation_steps", 1)
+        )
+        return cls(**values)
 
     @property
     def split(self) -> str:

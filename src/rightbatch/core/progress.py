@@ -15,7 +15,7 @@ class Progress:
     fraction: float
     """Of the whole measurement, 0 to 1."""
     seconds_left: float | None
-    """None while it is not known."""
+    """At most, if the whole budget is used; None where there is none."""
     message: str
     """What is being done, in a few words."""
 

@@ -23,7 +23,7 @@ class Constants(Record):
     """
 
     optimizer: str | Callable[..., Any] = "adamw"
-    """A ``torch.optim`` class by name, such as ``sgd``, or a factory ``(parameters, lr) -> Optimizer``."""
+    """The name of a ``torch.optim`` class, or a factory ``(parameters, lr) -> Optimizer``."""
     momentum: Fraction | None = None
     """None leaves the optimizer's own default, here and in the next three fields."""
     betas: tuple[Fraction, Fraction] | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
 
 from rightbatch.core.errors import InvalidInputError, RightBatchError, did_you_mean
 
@@ -27,7 +28,7 @@ class Record(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise InvalidInputError(*explain(error, type(self))) from error
+            raise InvalidInputError(*_explain(error, type(self))) from error
 
     def replace(self, **changes: Any) -> Self:
         """Return a copy with some fields changed, validated like a new record."""
@@ -35,28 +36,33 @@ class Record(BaseModel):
         return type(self)(**(kept | changes))
 
 
-def explain(error: ValidationError, record: type[BaseModel], where: str = "") -> tuple[str, str, str]:
-    """Turn pydantic's first complaint into found, need and hint; the others are counted.
+def locate(error: InvalidInputError) -> str | None:
+    """Name the top-level key that a refused record failed at, if it was one key."""
+    cause = error.__cause__
+    loc = _most_telling(cause)["loc"] if isinstance(cause, ValidationError) else ()
+    return str(loc[0]) if loc else None
 
-    Args:
-        error: what pydantic raised.
-        record: the class that was being filled.
-        where: a prefix such as ``plan.toml:7: `` naming the place in a file.
-    """
-    details = sorted(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden")
-    first = details[0]
+
+def _most_telling(error: ValidationError) -> ErrorDetails:
+    """The complaint to show: an unknown key explains a missing one, so it goes first."""
+    return min(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden")
+
+
+def _explain(error: ValidationError, record: type[BaseModel]) -> tuple[str, str, str]:
+    """Turn pydantic's complaints into found, need and hint; all but one are only counted."""
+    first = _most_telling(error)
     inner = first.get("ctx", {}).get("error")
     if isinstance(inner, RightBatchError):
-        return where + inner.found, inner.need, inner.hint
+        return inner.found, inner.need, inner.hint
     key = ".".join(str(part) for part in first["loc"]) or record.__name__
-    more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
         hint = did_you_mean(str(first["loc"][-1]), _fields_at(record, first["loc"][:-1]))
-        return f"{where}unknown key `{key}`{more}", f"a key of {record.__name__}", hint
+        return f"unknown key `{key}`{more}", f"a key of {record.__name__}", hint
     if first["type"] == "missing":
-        return f"{where}no `{key}`{more}", f"`{key}` in {record.__name__}", f"add {key} = ..."
+        return f"no `{key}`{more}", f"`{key}` in {record.__name__}", f"add {key} = ..."
     need = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    return f"{where}{key} = {first['input']!r}{more}", need, f"change `{key}`"
+    return f"{key} = {first['input']!r}{more}", need, f"change `{key}`"
 
 
 def _fields_at(record: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:

@@ -6,8 +6,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rightbatch.core.record import SCHEMA_VERSION, Record
 from rightbatch.core.recipe import Target
+from rightbatch.core.record import SCHEMA_VERSION, Record
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,12 +6,10 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import TypeVar
-
-from pydantic import ValidationError
+from typing import Any, TypeVar
 
 from rightbatch.core.errors import InvalidInputError
-from rightbatch.core.record import SCHEMA_VERSION, Record, explain
+from rightbatch.core.record import SCHEMA_VERSION, Record
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 
@@ -56,12 +54,12 @@ def read_record(path: Path, kind: type[AnyRecord]) -> AnyRecord:
     values = read_json(path)
     check_schema(values.get("schema_version"), str(path))
     try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        raise InvalidInputError(*explain(error, kind, where=f"{path}: ")) from error
+        return kind(**values)
+    except InvalidInputError as error:
+        raise InvalidInputError(f"{path}: {error.found}", error.need, error.hint) from error
 
 
-def read_json(path: Path) -> dict[str, object]:
+def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:

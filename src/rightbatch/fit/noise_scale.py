@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rightbatch.core.errors import MeasurementError
 from rightbatch.core.samples import GradientSample
@@ -96,7 +97,7 @@ def noise_over_training(
 
 
 def average_over_training(points: Sequence[NoiseScale]) -> NoiseScale:
-    """Average the noise scale over a pilot, each point weighted by the examples since the one before.
+    """Average the noise scale over a pilot, by the trapezoidal rule in examples seen.
 
     The logarithm is averaged: the scale grows by orders of magnitude during training, and a plain
     mean would be its last value. A point that is not bounded above enters with its lower bound,
@@ -108,9 +109,7 @@ def average_over_training(points: Sequence[NoiseScale]) -> NoiseScale:
     if not points:
         hint = "give the measurement more time: --time-budget"
         raise MeasurementError("0 points with a noise scale", need="at least 1", hint=hint)
-    seen = np.array([point.examples_seen for point in points], float)
-    weights = np.diff(seen, prepend=0.0) + 1.0  # +1: a point at 0 examples still counts
-    weights /= weights.sum()
+    weights = _trapezoid_weights(np.array([point.examples_seen for point in points], float))
     decided = all(point.decided for point in points)
     # A lower bound of 0 carries no information about the logarithm; one example is its floor.
     lows = np.log([max(point.low, 1.0) for point in points])
@@ -142,6 +141,14 @@ def steps_for_precision(scale: NoiseScale, relative_error: float) -> int | None:
     log_sd = float(np.log(scale.high / max(scale.low, 1e-12))) / (2 * NORMAL_QUANTILE)
     wanted = float(np.log1p(relative_error)) / NORMAL_QUANTILE
     return max(1, int(np.ceil(scale.num_samples * (log_sd / wanted) ** 2)))
+
+
+def _trapezoid_weights(seen: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Weights, adding to 1, of values at these positions; the first value holds back to 0."""
+    gaps = np.diff(seen)
+    weights = (np.append(gaps, 0.0) + np.insert(gaps, 0, 0.0)) / 2
+    weights[0] += max(seen[0], 1.0)  # 1: a single point at 0 examples still counts
+    return weights / weights.sum()
 
 
 def _norms(sample: GradientSample, preconditioned: bool) -> tuple[float, float]:

@@ -5,7 +5,7 @@ Everything is accumulated in float64: |G|^2 is the small difference of two large
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -123,7 +123,7 @@ def adam_preconditioner(model: nn.Module, optimizer: Optimizer) -> list[Tensor] 
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
+def undisturbed(model: nn.Module) -> Generator[None]:
     """Restore buffers (BatchNorm's running statistics) and the random state on leaving."""
     saved = {name: buffer.clone() for name, buffer in model.named_buffers()}
     with torch.random.fork_rng():

@@ -1,4 +1,4 @@
-"""All measurements of one task: within a time budget, saved as they are made, resumed by the next call."""
+"""All measurements of one task: within a time budget, saved as they are made, resumed later."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def measure(
             for message, changes in _RUN[stage](context, state, limit):
                 state = state.replace(**changes)
                 if on_progress is not None:
-                    on_progress(_progress(stage, message, budget, stages))
+                    on_progress(_progress(stage, message, budget))
                 if path is not None and time.monotonic() - saved > SAVE_EVERY_SECONDS:
                     write_record(path, state)
                     saved = time.monotonic()
@@ -97,7 +97,11 @@ def measure(
 
 
 def _continue(path: Path, fresh: Measurements) -> Measurements:
-    """Take up an earlier file, if it is of this very task and environment."""
+    """Take up an earlier file.
+
+    Raises:
+        InvalidInputError: it is of another task or environment.
+    """
     earlier = read_record(path, Measurements)
     for what, before, now in (
         ("the task", earlier.task.fingerprint, fresh.task.fingerprint),
@@ -106,7 +110,9 @@ def _continue(path: Path, fresh: Measurements) -> Measurements:
         if before != now:
             found = f"{path} was measured before {what} changed ({_difference(earlier, fresh)})"
             hint = "--refresh measures again and replaces it, --out DIR keeps both"
-            raise InvalidInputError(found, need="measurements of one task in one environment", hint=hint)
+            raise InvalidInputError(
+                found, need="measurements of one task in one environment", hint=hint
+            )
     return earlier
 
 
@@ -131,12 +137,9 @@ def _close(state: Measurements, stage: str, limit: Budget) -> Measurements:
     return state.replace(notes=(*others, note))
 
 
-def _progress(stage: str, message: str, budget: Budget, stages: Sequence[str]) -> Progress:
+def _progress(stage: str, message: str, budget: Budget) -> Progress:
     fraction = min(budget.elapsed / budget.seconds, 0.99)
-    last = stage == [s for s in STAGES if s in stages][-1]
-    return Progress(
-        stage=stage, fraction=fraction, seconds_left=max(budget.left, 0.0) if last else None, message=message
-    )
+    return Progress(stage=stage, fraction=fraction, seconds_left=max(budget.left, 0.0), message=message)
 
 
 def _run_memory(context: Context, state: Measurements, limit: Budget) -> Iterator[tuple[str, Changes]]:
@@ -164,9 +167,10 @@ def _run_speed(context: Context, state: Measurements, limit: Budget) -> Iterator
     timer = StepTimer(context.task, context.device)
     largest = context.task.num_train_examples
     if state.memory:
-        largest = min(largest, fit_memory_model(state.memory).max_micro_batch(
-            round(MEMORY_SHARE * context.memory_bytes)
-        ))
+        largest = min(
+            largest,
+            fit_memory_model(state.memory).max_micro_batch(round(MEMORY_SHARE * context.memory_bytes)),
+        )
     for message in measure_steps(timer, samples, largest=largest, budget=limit, seed=context.seed):
         yield message, {"step_timings": samples.timings(), "optimizer_seconds": tuple(samples.updates)}
 

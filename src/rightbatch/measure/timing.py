@@ -18,7 +18,7 @@ import torch
 from rightbatch.core.samples import StepTiming
 from rightbatch.fit.intervals import NORMAL_QUANTILE, median_standard_error
 from rightbatch.measure.budget import Budget
-from rightbatch.tasks.build import build_model, build_optimizer, collate, to_device
+from rightbatch.tasks.build import batch_norm_layers, build_model, build_optimizer, collate, to_device
 from rightbatch.tasks.step import forward_backward
 from rightbatch.tasks.task import Task
 
@@ -143,9 +143,7 @@ def _grow(
 
 def _smallest(model: torch.nn.Module) -> int:
     """1, or 2 where batch statistics need more than one example."""
-    return (
-        2 if any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in model.modules()) else 1
-    )  # pyright: ignore[reportPrivateUsage]
+    return 2 if batch_norm_layers(model) else 1
 
 
 def _precise(seconds: list[float]) -> bool:

@@ -124,7 +124,7 @@ def scaling_table(
     """Move a recipe's constants to each of several batch sizes.
 
     Args:
-        recipe: tuned at its own batch size; its optimizer is a ``torch.optim`` name or ``other``.
+        recipe: tuned at its own batch size; its optimizer is the name of a ``torch.optim`` class.
         batch_sizes: examples per update, one for each row.
         num_examples: training examples, for the updates per epoch.
 
@@ -132,7 +132,6 @@ def scaling_table(
         InvalidInputError: the optimizer is unknown.
     """
     families = {name.lower(): family for name, family in OPTIMIZER_FAMILIES.items()}
-    families["other"] = "other"
     name = recipe.optimizer_name.lower()
     if name not in families:
         hint = did_you_mean(name, families)

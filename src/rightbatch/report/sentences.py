@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rightbatch.core.errors import InfeasibleError
 from rightbatch.core.facts import TaskFacts
 from rightbatch.core.plan import Interval, Plan
 from rightbatch.core.samples import Measurements
-from rightbatch.core.units import format_number
+from rightbatch.core.units import format_bytes, format_number
 from rightbatch.fit.intervals import NORMAL_QUANTILE
+from rightbatch.fit.memory_model import MemoryModel
+from rightbatch.fit.models import Models, fit_models
 from rightbatch.fit.noise_scale import NoiseScale
-
-if TYPE_CHECKING:
-    from rightbatch.fit.models import Models
+from rightbatch.plan.limits import Limits
 
 STAGES = ("memory", "loader", "speed", "noise")
 OVERHEAD_SHARE = 0.05  # below this share of an update, loading is not worth a second look
@@ -95,11 +95,11 @@ def loader_verdict(models: Models, plan: Plan | None) -> str:
     if not low <= size <= high:
         return f"Steps were timed at micro-batches {low} to {high}, so the pace at {size} is not known."
     load, step = loader.load_seconds(size), speed.step_seconds(size)
-    rates = (
-        f"at micro-batch {size} it gives {_rate(size / load)}, forward and backward take {_rate(size / step)}"
-    )
+    rates = f"at micro-batch {size} it gives {_rate(size / load)}, forward and backward take {_rate(size / step)}"
     if load > step:
-        advice = "raise num_workers" if loader.num_workers == 0 else "add workers or cheapen the loading"
+        advice = (
+            "raise num_workers" if loader.num_workers == 0 else "add workers or cheapen the loading"
+        )
         return f"The loader sets the pace: {rates}. A larger batch will not help; {advice}."
     if loader.overlaps:
         return f"The loader keeps up, hidden behind the step: {rates}."
@@ -107,6 +107,22 @@ def loader_verdict(models: Models, plan: Plan | None) -> str:
     cost = f"loading takes {share:.0%} of the time between two micro-batches"
     advice = "; worker processes would hide it" if share > OVERHEAD_SHARE else ""
     return f"The step sets the pace: {rates}, and {cost}{advice}."
+
+
+def memory_sentence(model: MemoryModel, micro_batch_size: int, limit_bytes: int) -> str:
+    """Where the peak falls, and how large a micro-batch the device could hold."""
+    phase, operator = model.peak_at(micro_batch_size)
+    text = f"At micro-batch {micro_batch_size:,} the peak falls in the {phase} phase, in {operator}."
+    headroom = Limits().headroom
+    try:
+        largest = model.max_micro_batch(limit_bytes, headroom)
+    except InfeasibleError as error:
+        return f"{text} Nothing fits: {error.found}."
+    more = " or more" if largest == model.valid_range[1] else ""
+    return (
+        f"{text} A micro-batch of {largest:,}{more} would fit the device's {format_bytes(limit_bytes)}"
+        f" with {headroom:.0%} left free."
+    )
 
 
 def next_steps(
@@ -170,15 +186,15 @@ def _least_certain(measurements: Measurements) -> str:
 
     Measuring does not narrow the step from a noise scale to the critical batch size.
     """
-    from rightbatch.fit.models import fit_models
-
     steps = fit_models(measurements).steps
     if steps is None:
         return ""
     scale, spread = steps.noise, 2 * NORMAL_QUANTILE * steps.calibration_log_sd
     if scale.high is not None and np.log(scale.high / max(scale.low, 1.0)) < spread:
         return ""
-    return f"The least certain input is the noise scale, {noise_text(scale)} examples; measure it longer:"
+    return (
+        f"The least certain input is the noise scale, {noise_text(scale)} examples; measure it longer:"
+    )
 
 
 def _short(value: float | None, digits: int = 2) -> str:

@@ -53,6 +53,12 @@ def build_model(task: Task, device: str = "cpu", seed: int = 0) -> nn.Module:
     return model.to(device).train()
 
 
+def batch_norm_layers(model: nn.Module) -> list[nn.Module]:
+    """Layers whose statistics couple the examples of a micro-batch."""
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+    return [module for module in model.modules() if isinstance(module, kinds)]
+
+
 def optimizer_classes() -> dict[str, type[Optimizer]]:
     """Every ``torch.optim`` class by lower-case name."""
     found = {name.lower(): value for name, value in vars(torch.optim).items() if inspect.isclass(value)}
@@ -81,13 +87,13 @@ def build_optimizer(constants: Constants, model: nn.Module, learning_rate: float
         for name in ("momentum", "betas", "eps", "weight_decay")
         if (value := getattr(constants, name)) is not None
     }
-    for name in given:
+    for name, value in given.items():
         if name not in accepted:
-            found = f"{name} = {given[name]} for {kind.__name__}"
+            found = f"{name} = {value} for {kind.__name__}"
             raise InvalidInputError(
                 found, need=f"a constant that {kind.__name__} has", hint=f"remove {name}"
             )
-    return kind(cast(Any, parameters), lr=learning_rate, **given)
+    return cast(Any, kind)(parameters, lr=learning_rate, **given)
 
 
 def optimizer_family(optimizer: Optimizer) -> OptimizerFamily:

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 from rightbatch.core.errors import InvalidTaskError, RightBatchError, did_you_mean
 from rightbatch.core.facts import TaskFacts
 from rightbatch.core.recipe import Target
 from rightbatch.tasks.build import (
+    batch_norm_layers,
     build_model,
     build_optimizer,
     collate,
@@ -59,11 +59,12 @@ def check_task(task: Task, device: str = "cpu") -> TaskFacts:
         _check_target(task, task.target, model, device)
     return TaskFacts(
         name=task.name,
+        spec=task.spec or task.name,
         num_train_examples=task.num_train_examples,
         num_valid_examples=task.num_valid_examples,
         num_parameters=sum(p.numel() for p in model.parameters()),
         num_trainable_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
-        num_batch_norm_layers=sum(isinstance(m, _BatchNorm) for m in model.modules()),
+        num_batch_norm_layers=len(batch_norm_layers(model)),
         optimizer_class=type(optimizer).__name__,
         optimizer_family=optimizer_family(optimizer),
         recipe=recipe,
@@ -78,6 +79,7 @@ def evaluate(task: Task, model: nn.Module, batches: Any, device: str = "cpu") ->
 
     Raises:
         InvalidTaskError: ``evaluate`` fails or returns no dictionary of numbers.
+        RightBatchError: the task's own code raised one.
     """
     model.eval()
     try:

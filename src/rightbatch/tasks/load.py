@@ -51,22 +51,27 @@ def load_task(spec: str) -> Task:
         )
     task = _call(module, name, spec)
     digest = hashlib.sha256(source.read_bytes()).hexdigest() if source.is_file() else ""
-    return dataclasses.replace(task, source_sha256=digest)
+    return dataclasses.replace(task, spec=spec, source_sha256=digest)
 
 
 def _import_file(path: Path) -> ModuleType:
-    """Import a file under its own name, with its folder on the path as ``python file.py`` has it."""
+    """Import a file under its own name, its folder on the path as ``python file.py`` has it.
+
+    Raises:
+        InvalidTaskError: importing it raises.
+    """
     folder = str(path.resolve().parent)
     if folder not in sys.path:
         sys.path.insert(0, folder)
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module  # DataLoader workers unpickle the task's classes by module name
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise _broken(f"importing {path}", error) from error
+        raise InvalidTaskError(*_broken(f"importing {path}", error)) from error
     return module
 
 
@@ -76,7 +81,7 @@ def _import_module(name: str) -> ModuleType:
     except RightBatchError:
         raise
     except Exception as error:
-        raise _broken(f"importing {name}", error) from error
+        raise InvalidTaskError(*_broken(f"importing {name}", error)) from error
 
 
 def _call(module: ModuleType, name: str, spec: str) -> Task:
@@ -91,18 +96,16 @@ def _call(module: ModuleType, name: str, spec: str) -> Task:
     except RightBatchError:
         raise
     except Exception as error:
-        raise _broken(f"{name}()", error) from error
+        raise InvalidTaskError(*_broken(f"{name}()", error)) from error
     if not isinstance(task, Task):
         found = f"{name}() returned {type(task).__name__}"
         raise InvalidTaskError(found, need="a rightbatch.Task", hint=_EXAMPLE)
     return task
 
 
-def _broken(doing: str, error: Exception) -> InvalidTaskError:
+def _broken(doing: str, error: Exception) -> tuple[str, str, str]:
     """Name the exception and the user's own line that raised it."""
     frames = traceback.extract_tb(error.__traceback__)
     where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
     found = f"{doing} raised {type(error).__name__}: {error}{where}"
-    return InvalidTaskError(
-        found, need="a task that imports and builds", hint="run the file with python first"
-    )
+    return found, "a task that imports and builds", "run the file with python first"

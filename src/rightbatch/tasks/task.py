@@ -42,11 +42,13 @@ class Task:
     """``(model, batch) -> rb.Loss(total, count)``, or a scalar mean over the batch's examples."""
     recipe: Recipe
     evaluate: Evaluate | None = None
-    """``(model, batches) -> {metric: value}``, in eval mode and without gradients; None reports the loss."""
+    """``(model, batches) -> {metric: value}``, without gradients; None reports the mean loss."""
     target: Target | None = None
     collate: Callable[[list[Any]], Any] | None = None
     """Examples to batch; None is torch's default."""
     loader: LoaderOptions = field(default_factory=LoaderOptions)
+    spec: str = ""
+    """How ``load_task`` found it, as commands repeat it."""
     source_sha256: str = ""
     """Hash of the file that defines the task, filled in by ``load_task``."""
 

@@ -8,8 +8,9 @@ share one divisor: the number of targets of the whole update.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from math import fsum
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -25,13 +26,19 @@ if TYPE_CHECKING:
 _FULL_PRECISION = Constants(epochs=1)  # only its precision is read
 
 
-class WindowLoss(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class WindowLoss:
     """The loss of one update, on the host."""
 
     total: float
     """Sum over every counted target."""
     count: float
     """Counted targets."""
+
+    @property
+    def mean(self) -> float:
+        """Mean loss per counted target."""
+        return self.total / self.count
 
 
 def accumulate(model: nn.Module, loss: LossFunction, micro_batches: Iterable[Any]) -> None:
@@ -110,10 +117,21 @@ def accumulate_window(
         hint = "leave out examples that are all masked, or use a larger global batch"
         raise InvalidInputError(found, need="at least 1", hint=hint)
     if count != num_examples:
-        torch._foreach_mul_(gradients(model.parameters()), num_examples / count)
+        scale_gradients(model.parameters(), num_examples / count)
     return WindowLoss(fsum(torch.stack([loss.total for loss in losses]).tolist()), count)
 
 
-def gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
-    """The gradients that exist; a parameter outside the loss has none."""
+def scale_gradients(parameters: Iterable[nn.Parameter], factor: float) -> None:
+    """Multiply every gradient that exists, all in one call."""
+    torch._foreach_mul_(_gradients(parameters), factor)  # pyright: ignore[reportPrivateUsage]
+
+
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> float:
+    """Euclidean norm over every gradient that exists; not finite as soon as one entry is not."""
+    norms = torch._foreach_norm(_gradients(parameters))  # pyright: ignore[reportPrivateUsage]
+    return torch.linalg.vector_norm(torch.stack(norms)).item()
+
+
+def _gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+    """A parameter that the loss does not reach has none."""
     return [p.grad for p in parameters if p.grad is not None]

@@ -25,7 +25,9 @@ def check_plan(task: Task, plan: Plan) -> Plan:
         hint = f"plan again: rightbatch plan {task.name}"
         raise InvalidInputError(found, need="a plan made for this task", hint=hint)
     if plan.global_batch_size > task.num_train_examples:
-        found = f"global batch {plan.global_batch_size} with {task.num_train_examples} training examples"
+        found = (
+            f"global batch {plan.global_batch_size} with {task.num_train_examples} training examples"
+        )
         hint = "lower global_batch_size in the plan"
         raise InvalidInputError(found, need="a batch no larger than the data", hint=hint)
     if not isinstance(plan.optimizer, str) or ":" not in plan.optimizer:
@@ -56,7 +58,12 @@ def check_run(task: Task, windows: Windows, device: str) -> None:
 
 
 def _check_lone_example(task: Task, model: nn.Module, windows: Windows, device: str) -> None:
-    """Try one example where some window leaves one alone: only some BatchNorm models fail on it."""
+    """Try one example where some window leaves one alone; only some BatchNorm models fail on it.
+
+    Raises:
+        InvalidInputError: this one does.
+        ValueError: the loss fails on one example for another reason.
+    """
     lone = next((w for w in windows if min(w.micro_batch_sizes) == 1), None)
     if lone is None:
         return
@@ -66,9 +73,9 @@ def _check_lone_example(task: Task, model: nn.Module, windows: Windows, device: 
         if "more than 1 value per channel" not in str(error):
             raise
         found = (
-            f"a micro-batch of 1 example, which BatchNorm cannot normalise: {windows.num_train_examples}"
-            f" examples in updates of {windows.global_batch_size} come to one of {lone.num_examples},"
-            f" split into micro-batches of {max(lone.micro_batch_sizes)} and 1"
+            "a micro-batch of 1 example, which BatchNorm cannot normalise:"
+            f" {windows.num_train_examples} examples in updates of {windows.global_batch_size} come to"
+            f" one of {lone.num_examples}, in micro-batches of {max(lone.micro_batch_sizes)} and 1"
         )
         hint = "change global_batch_size or micro_batch_size in the plan, or drop a training example"
         raise InvalidInputError(

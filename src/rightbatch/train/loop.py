@@ -1,4 +1,4 @@
-"""The training run: one update after another, an evaluation after every epoch, an outcome at the end."""
+"""The training run: one update after another, evaluation after every epoch, an outcome at the end."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from rightbatch.tasks.task import Task
 from rightbatch.train.check import check_plan, check_run
 from rightbatch.train.record import Progress, RunRecord
 from rightbatch.train.sampler import Windows, train_loader, valid_loader
-from rightbatch.train.schedule import check_warmup, rate_at
-from rightbatch.train.update import InterruptGuard, Updater
+from rightbatch.train.schedule import check_warmup
+from rightbatch.train.update import InterruptGuard, Updater, WindowGradient
 
 
 def train(
@@ -57,11 +57,11 @@ def train(
     windows = Windows.of(plan, task.num_train_examples, seed, max_updates)
     check_run(task, windows, device)
     with RunRecord(Path(run_dir), plan, windows.total_examples, on_progress) as record:
-        updater = Updater(task, plan, seed=seed, device=device)
+        updater = Updater(task, plan, total_examples=whole.total_examples, seed=seed, device=device)
         guard = InterruptGuard()
         try:
             with guard.installed():
-                outcome, message = _run(task, plan, whole, windows, updater, record, guard, device)
+                outcome, message = _run(task, windows, updater, record, guard)
         except KeyboardInterrupt:
             outcome = Outcome.INTERRUPTED
             message = f"interrupted; the weights are those after update {record.updates}"
@@ -83,3 +83,46 @@ def train(
         )
         record.finish(run)
     return run
+
+
+def _run(
+    task: Task, windows: Windows, updater: Updater, record: RunRecord, guard: InterruptGuard
+) -> tuple[Outcome, str]:
+    """Train to the target, the end or a divergence; say which, and what to do."""
+    batches = iter(train_loader(task, windows, updater.device))
+    validation = valid_loader(task, windows, updater.device)
+    started, evaluating = perf_counter(), 0.0
+    for window in windows:
+        gradient = updater.accumulate(window, batches)
+        if not gradient.is_finite:
+            return Outcome.DIVERGED, _divergence(gradient, record)
+        with guard:
+            rate = updater.step(gradient.norm, record.examples + window.num_examples / 2)
+            seconds = perf_counter() - started - evaluating
+            record.add_update(window.num_examples, gradient.loss, rate, seconds)
+        if validation is None or not window.ends_epoch:
+            continue
+        before = perf_counter()
+        metrics = evaluate(task, updater.evaluated, validation, updater.device)
+        evaluating += perf_counter() - before
+        if bad := [f"{name} = {value}" for name, value in metrics.items() if not math.isfinite(value)]:
+            where = f"evaluation after update {record.updates} gave {', '.join(bad)}"
+            return Outcome.DIVERGED, f"{where}; check `evaluate`, or lower learning_rate"
+        record.add_evaluation(metrics)
+        target = task.target
+        if target is not None and target.is_reached(metrics[target.metric]):
+            return Outcome.TARGET_REACHED, f"{target} reached after {record.examples} examples"
+    if windows.total_examples < updater.total_examples:
+        left = updater.total_examples - windows.total_examples
+        return Outcome.STOPPED, f"stopped at max_updates = {record.updates}, {left} examples early"
+    missed = "" if task.target is None else f" without reaching {task.target}"
+    return Outcome.FINISHED, f"all {record.examples} examples processed{missed}"
+
+
+def _divergence(gradient: WindowGradient, record: RunRecord) -> str:
+    """What was not finite, and what to try."""
+    found = f"loss {gradient.loss.mean:g} with gradient norm {gradient.norm:g} at update"
+    advice = "lower learning_rate, lengthen warmup_examples or set clip_norm"
+    if record.updates == 0:
+        advice = "check the data and the loss; a mean over 0 targets is nan, rb.Loss is not"
+    return f"{found} {record.updates + 1}; the weights are those before it: {advice}"

@@ -143,6 +143,7 @@ class RunRecord:
         try:
             path.parent.mkdir(exist_ok=True)
             save_file(state, aside)
+            aside.chmod(0o644)  # as every other file of the folder
             os.replace(aside, path)
         except (OSError, SafetensorError) as error:
             need = f"{sum(value.nbytes for value in state.values())} free bytes in a writable folder"

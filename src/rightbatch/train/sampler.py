@@ -66,9 +66,7 @@ class Windows:
     def __iter__(self) -> Iterator[Window]:
         """Yield one window per update."""
         for epoch in range(-(-self.total_examples // self.num_train_examples)):
-            length = min(
-                self.num_train_examples, self.total_examples - epoch * self.num_train_examples
-            )
+            length = min(self.num_train_examples, self.total_examples - epoch * self.num_train_examples)
             for start in range(0, length, self.global_batch_size):
                 stop = min(start + self.global_batch_size, length)
                 sizes = split_evenly(stop - start, self.micro_batch_size)
@@ -133,16 +131,16 @@ def train_loader(task: Task, windows: Windows, device: str) -> DataLoader[Any]:
     )
 
 
-def valid_loader(task: Task, batch_size: int, seed: int, device: str) -> DataLoader[Any]:
-    """The validation data in its own order; the task must have some."""
-    assert task.valid_data is not None
-    return DataLoader(
-        task.valid_data, batch_size=batch_size, **_loader_options(task, seed, device)
-    )
+def valid_loader(task: Task, windows: Windows, device: str) -> DataLoader[Any] | None:
+    """The validation data in its own order and in micro-batches, which are known to fit in memory."""
+    if task.valid_data is None:
+        return None
+    options = _loader_options(task, windows.seed, device)
+    return DataLoader(task.valid_data, batch_size=windows.micro_batch_size, **options)
 
 
 def _loader_options(task: Task, seed: int, device: str) -> dict[str, Any]:
-    """The task's options; a generator of its own, so that loading never shifts the model's randomness."""
+    """The task's options, and a generator that keeps loading out of the model's random numbers."""
     options = task.loader
     return {
         "num_workers": options.num_workers,

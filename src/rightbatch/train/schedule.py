@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import cos, pi
 
 from rightbatch.core.errors import InvalidInputError
 from rightbatch.core.plan import Plan
 
-_DECAY = {  # factor on the rate after the given fraction of the examples that follow warmup
+# Factor on the rate, by the fraction of the examples after warmup that is done.
+_DECAY: dict[str, Callable[[float], float]] = {
     "constant": lambda done: 1.0,
     "cosine": lambda done: (1 + cos(pi * done)) / 2,
     "linear": lambda done: 1 - done,

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from threading import current_thread, main_thread
 from types import FrameType
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from rightbatch.core.plan import Plan
 from rightbatch.tasks.build import build_model, build_optimizer, to_device
 from rightbatch.tasks.task import Task
-from rightbatch.train.accumulate import WindowLoss, accumulate_window, gradients
+from rightbatch.train.accumulate import (
+    WindowLoss,
+    accumulate_window,
+    gradient_norm,
+    scale_gradients,
+)
 from rightbatch.train.sampler import Window
+from rightbatch.train.schedule import rate_at
 
 
 class WindowGradient(NamedTuple):
@@ -37,8 +42,10 @@ class WindowGradient(NamedTuple):
 class Updater:
     """Owns the weights, their optimizer and their average: ``accumulate``, then ``step``."""
 
-    def __init__(self, task: Task, plan: Plan, *, seed: int, device: str) -> None:
-        self._task, self._plan, self._device = task, plan, device
+    def __init__(self, task: Task, plan: Plan, *, total_examples: int, seed: int, device: str) -> None:
+        """Build model, optimizer and average afresh; schedules run over ``total_examples``."""
+        self._task, self.plan, self.device = task, plan, device
+        self.total_examples = total_examples
         self.model = build_model(task, device, seed)
         self.optimizer = build_optimizer(plan, self.model, plan.learning_rate)
         self.averaged: AveragedModel | None = None
@@ -60,21 +67,28 @@ class Updater:
         loss = accumulate_window(
             self._task.loss,
             self.model,
-            ((size, to_device(batch, self._device)) for size, batch in sized),
+            ((size, to_device(batch, self.device)) for size, batch in sized),
             num_examples=window.num_examples,
-            constants=self._plan,
-            device=self._device,
+            constants=self.plan,
+            device=self.device,
         )
-        # As clip_grad_norm_ computes it; kept out of its hands because it may not be finite.
-        norms = torch._foreach_norm(gradients(self._parameters))
-        return WindowGradient(loss, torch.linalg.vector_norm(torch.stack(norms)).item())
+        return WindowGradient(loss, gradient_norm(self._parameters))
 
-    def step(self, gradient: WindowGradient, learning_rate: float) -> None:
-        """Clip, set the rate, change the weights, average them, and empty ``.grad``: once each."""
-        if self._plan.clip_norm is not None:
-            norm = torch.tensor(gradient.norm)
-            nn.utils.clip_grads_with_norm_(self._parameters, self._plan.clip_norm, norm)
-        factor = learning_rate / self._plan.learning_rate
+    def step(self, norm: float, examples_seen: float) -> float:
+        """Clip, set the rate, change the weights, average them, empty ``.grad``: once each.
+
+        Args:
+            norm: of the gradient that ``accumulate`` left.
+            examples_seen: where in the run the schedule is to be read.
+
+        Returns:
+            The learning rate.
+        """
+        clip_norm = self.plan.clip_norm
+        if clip_norm is not None and norm > clip_norm:  # the factor of torch's clip_grad_norm_
+            scale_gradients(self._parameters, clip_norm / (norm + 1e-6))
+        learning_rate = rate_at(self.plan, examples_seen, self.total_examples)
+        factor = learning_rate / self.plan.learning_rate
         for group, rate in zip(self.optimizer.param_groups, self._group_rates, strict=True):
             group["lr"] = rate * factor
         self.optimizer.step()
@@ -82,6 +96,7 @@ class Updater:
             self.averaged.update_parameters(self.model)
         for parameter in self._parameters:
             parameter.grad = None
+        return learning_rate
 
 
 class InterruptGuard:
@@ -96,7 +111,7 @@ class InterruptGuard:
         self._previous: Any = None
 
     @contextmanager
-    def installed(self) -> Iterator[None]:
+    def installed(self) -> Generator[None]:
         """Take SIGINT over from its Python handler, and give it back."""
         self._previous = signal.getsignal(signal.SIGINT)
         if not callable(self._previous) or current_thread() is not main_thread():

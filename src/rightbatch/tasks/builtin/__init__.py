@@ -1,4 +1,4 @@
-"""Tasks that come with rightbatch, on real data that installs from a package and is never downloaded."""
+"""Built-in tasks, on real data that installs from a package and is never downloaded."""
 
 from __future__ import annotations
 

@@ -1,0 +1,196 @@
+"""Which micro-batch sizes to trace: few, small, and more only where they disagree.
+
+Never 1: operators on a single example skip copies that every other size makes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from rightbatch.core.errors import MeasurementError, RightBatchError
+from rightbatch.core.samples import MemoryTrace
+from rightbatch.measure.memory.fake import trace_subject
+from rightbatch.measure.memory.kernels import trace_kernels
+from rightbatch.measure.memory.steps import build_subject, caller_untouched
+from rightbatch.tasks.task import Task
+
+# Two sizes give a line, a third tells a parabola from it, and a far one checks the law: beside
+# reading its examples, a fake trace costs the same at any size.
+FAKE_SIZES = (2, 3, 4, 64)
+# Real steps start small. Each rung checks the law of the one below, and replaces it where that
+# fails, because kernels choose other algorithms for larger batches.
+KERNEL_RUNGS = (2, 16, 64, 256)
+_AGREEMENT = 1e-3  # of the peak: what a law may miss and still be confirmed
+_FREE_SHARE = 0.25  # of free memory: what a real step may take by the prediction for its size
+_SCRATCH = 1.5  # times the fake peak: bound on a real one before any was run
+
+
+def measure_memory(
+    task: Task,
+    *,
+    max_micro_batch_size: int | None = None,
+    accumulation_steps: int = 1,
+    seconds: float = 8.0,
+    memory_bytes: float | None = None,
+) -> tuple[MemoryTrace, ...]:
+    """Every trace of ``iterate_memory_traces``."""
+    return tuple(
+        iterate_memory_traces(
+            task,
+            max_micro_batch_size=max_micro_batch_size,
+            accumulation_steps=accumulation_steps,
+            seconds=seconds,
+            memory_bytes=memory_bytes,
+        )
+    )
+
+
+def iterate_memory_traces(
+    task: Task,
+    *,
+    max_micro_batch_size: int | None = None,
+    accumulation_steps: int = 1,
+    seconds: float = 8.0,
+    memory_bytes: float | None = None,
+) -> Iterator[MemoryTrace]:
+    """Trace the sizes from which the memory of any other follows, cheapest first.
+
+    Args:
+        task: built afresh for every real step.
+        max_micro_batch_size: no real step is larger, beyond the first few; None is the data's length.
+        accumulation_steps: micro-batches per optimizer step.
+        seconds: what real steps may take in all, beyond the first group.
+        memory_bytes: what a real step may hold; None takes a quarter of what is free.
+
+    Raises:
+        InvalidTaskError: the task does not build.
+        MeasurementError: its step fails for real.
+    """
+    affordable_bytes = _FREE_SHARE * free_memory_bytes() if memory_bytes is None else memory_bytes
+    fakes: list[MemoryTrace] = []
+    caveats: tuple[str, ...] = ()
+    with caller_untouched():
+        subject = build_subject(task)
+    for size in FAKE_SIZES:
+        if fakes and _input_bytes(fakes[-1]) / fakes[-1].micro_batch_size * size > affordable_bytes:
+            break
+        try:
+            with caller_untouched():
+                fakes.append(trace_subject(task, subject, size, accumulation_steps))
+        except Exception as error:  # whether the user's code is at fault, the real step tells
+            line = str(error).partition("\n")[0]
+            caveats = (f"no trace under fake tensors at size {size}: {type(error).__name__}: {line}",)
+            break
+        yield fakes[-1]
+    del subject
+
+    def trace(size: int) -> MemoryTrace:
+        try:
+            traced = trace_kernels(task, size, accumulation_steps=accumulation_steps)
+        except RightBatchError:
+            raise
+        except Exception as error:
+            found = f"a real step of {size} examples raised {type(error).__name__}: {error}"
+            need, hint = "a step that runs", "run one step of the recipe in Python"
+            raise MeasurementError(found, need=need, hint=hint) from error
+        return traced.replace(caveats=(*traced.caveats, *caveats))
+
+    if fakes and _SCRATCH * peak_bytes(fakes[0]) > affordable_bytes:
+        return
+    largest = task.num_train_examples if max_micro_batch_size is None else max_micro_batch_size
+    group = 3 if is_curved(fakes) else 2
+    rungs = sorted({*(r for r in KERNEL_RUNGS if r <= largest), max(2, min(largest, KERNEL_RUNGS[1]))})
+    yield from _climb(trace, rungs, group, seconds, affordable_bytes)
+
+
+def _climb(
+    trace: Callable[[int], MemoryTrace],
+    rungs: Sequence[int],
+    group: int,
+    seconds: float,
+    affordable_bytes: float,
+) -> Iterator[MemoryTrace]:
+    """Trace ``group`` sizes at each rung until the first of a rung confirms those of the last."""
+    traces: list[MemoryTrace] = []
+    spent = 0.0
+    for rung in rungs:
+        for size in range(rung, rung + group):
+            start = time.perf_counter()
+            traces.append(trace(size))
+            took = time.perf_counter() - start
+            yield traces[-1]
+            if size == rung and follows(traces[-1 - group : -1], traces[-1]):
+                return
+            spent += took if size > group + 1 else 0.0
+            following = size + 1 if size < rung + group - 1 else next((r for r in rungs if r > size), None)
+            if following is None:
+                return
+            if len(traces) >= group:
+                expected = peak_bytes(traces[-1]) * max(1.0, following / size)
+                if spent + took * following / size > seconds or expected > affordable_bytes:
+                    return
+
+
+def follows(known: Sequence[MemoryTrace], new: MemoryTrace) -> bool:
+    """Whether a trace is what the line or parabola through ``known``, event by event, predicts."""
+    traces = [*known, new]
+    if len(known) < 2 or not _aligned(traces):
+        return False
+    sizes = [t.micro_batch_size for t in traces]
+    deltas = np.array([t.delta_bytes for t in known], dtype=np.float64)
+    predicted = np.zeros(deltas.shape[1])
+    for i, b in enumerate(sizes[:-1]):
+        weights = [(sizes[-1] - c) / (b - c) for c in sizes[:-1] if c != b]
+        predicted += float(np.prod(weights)) * deltas[i]
+    actual = peak_bytes(new)
+    return abs(float(np.cumsum(predicted).max()) - actual) <= _AGREEMENT * actual
+
+
+def is_curved(traces: Sequence[MemoryTrace]) -> bool:
+    """Whether sizes of aligned traces leave the straight line; unknown counts as curved."""
+    if len(traces) < 3 or not _aligned(traces):
+        return True
+    sizes = [t.micro_batch_size for t in traces[:3]]
+    first, second, third = (np.array(t.delta_bytes) for t in traces[:3])
+    slopes = (second - first) * (sizes[2] - sizes[1]), (third - second) * (sizes[1] - sizes[0])
+    return bool((slopes[0] != slopes[1]).any())
+
+
+def peak_bytes(trace: MemoryTrace) -> int:
+    """Highest running sum of a trace."""
+    return int(np.cumsum(np.array(trace.delta_bytes, dtype=np.int64)).max())
+
+
+def free_memory_bytes() -> int:
+    """Memory that may be taken without swapping: the system's estimate, within a container's limit.
+
+    Raises:
+        MeasurementError: the system does not say.
+    """
+    meminfo, limit = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
+    if not meminfo.is_file():
+        hint = "give memory_bytes, what real steps may hold"
+        raise MeasurementError("no /proc/meminfo", need="the amount of free memory", hint=hint)
+    lines = (line.split() for line in meminfo.read_text().splitlines())
+    free = next(int(words[1]) * 1024 for words in lines if words[0] == "MemAvailable:")
+    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
+        used = int((limit.parent / "memory.current").read_text())
+        free = min(free, max(0, int(text) - used))
+    return free
+
+
+def _aligned(traces: Sequence[MemoryTrace]) -> bool:
+    """Whether all list the same births and deaths in the same order."""
+    first = traces[0]
+    same = all((t.operators, t.operator, t.phase) == (first.operators, first.operator, first.phase) for t in traces)
+    return same and all(len(t.delta_bytes) == len(first.delta_bytes) for t in traces)
+
+
+def _input_bytes(trace: MemoryTrace) -> int:
+    """Bytes of the batch."""
+    owner = trace.owners.index("inputs")
+    return sum(d for d, o in zip(trace.delta_bytes, trace.owner, strict=True) if o == owner and d > 0)

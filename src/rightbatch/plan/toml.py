@@ -1,0 +1,100 @@
+"""plan.toml: every value under the reason for it, edited by hand and read back with line numbers."""
+
+from __future__ import annotations
+
+import json
+import re
+import textwrap
+import tomllib
+from pathlib import Path
+
+from rightbatch.core.errors import InvalidInputError
+from rightbatch.core.plan import Decision, Plan
+from rightbatch.core.recipe import Constants
+from rightbatch.core.record import locate
+from rightbatch.core.store import check_schema, write_text
+
+# What belongs to the answer and its evidence lies in plan.json; a run needs none of it.
+_EVIDENCE = {"decisions", "plateau", "predicted", "candidates", "notes"}
+_KEY = re.compile(r"^\s*(?:\"([^\"]+)\"|'([^']+)'|([A-Za-z0-9_-]+))\s*=")
+_WIDTH = 96
+
+
+def write_plan(path: Path, plan: Plan) -> None:
+    """Write the plan with a reason in a comment above every value; ``read_plan`` reads it back."""
+    write_text(path, format_plan(plan))
+
+
+def format_plan(plan: Plan) -> str:
+    """The text of plan.toml."""
+    values = plan.model_dump(mode="json", exclude=_EVIDENCE, exclude_none=True)
+    # Pydantic lists inherited fields first; a reader looks for the batch first.
+    values = dict(sorted(values.items(), key=lambda item: item[0] in Constants.model_fields))
+    reasons = {decision.name: decision for decision in plan.decisions}
+    lines = [
+        f"# How to train {plan.task or 'this task'}: edit any value, then",
+        f"#   rightbatch train {plan.task or 'TASK'} --plan plan.toml",
+        "# Each value says how it is known: measured on this task, derived by a formula, or assumed.",
+    ]
+    lines += [f"# Note: {note}" for note in plan.notes]
+    lines.append("")
+    for name, value in values.items():
+        lines += _comment(reasons.get(name), name)
+        lines += [f"{name} = {_literal(value)}", ""]
+    return "\n".join(lines)
+
+
+def read_plan(path: Path) -> Plan:
+    """Read a plan.toml, naming the line of whatever is wrong with it.
+
+    Raises:
+        InvalidInputError: the file is missing, is no TOML, is of another schema version, or holds an
+            unknown key or an impossible value.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        found = f"cannot read {path}: {error}"
+        hint = "make one with `rightbatch plan TASK --out DIR`"
+        raise InvalidInputError(found, need="a plan.toml", hint=hint) from error
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        line = re.search(r"at line (\d+)", str(error))
+        where = f"{path}:{line[1]}" if line else str(path)
+        hint = "compare with a plan that rightbatch wrote"
+        raise InvalidInputError(f"{where}: {error}", need="TOML", hint=hint) from error
+    check_schema(values.get("schema_version"), str(path))
+    try:
+        return Plan(**values)
+    except InvalidInputError as error:
+        lines = _key_lines(text)
+        key = locate(error) or next((key for key in lines if key in error.found), "")
+        where = f"{path}:{lines[key]}" if key in lines else str(path)
+        raise InvalidInputError(f"{where}: {error.found}", error.need, error.hint) from error
+
+
+def _comment(decision: Decision | None, name: str) -> list[str]:
+    if decision is None:
+        reasons = {
+            "schema_version": "the layout of this file",
+            "task": "the task this plan was made for; training any other with it is refused",
+            "objective": "what the planner minimised",
+            "warmup_start": "share of the learning rate at which warmup begins",
+        }
+        return [f"# {reasons.get(name, 'assumed: kept as in the recipe')}"]
+    text = f"{decision.evidence}: {decision.reason} [{decision.rule}; {decision.source}]"
+    return textwrap.wrap(text, _WIDTH, initial_indent="# ", subsequent_indent="#   ")
+
+
+def _literal(value: object) -> str:
+    """A TOML literal; JSON's scalars, strings and arrays are TOML's too."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _key_lines(text: str) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        if match := _KEY.match(line):
+            found.setdefault(match[1] or match[2] or match[3], number)
+    return found

@@ -1,0 +1,132 @@
+"""The figures of the report, each with what it shows in words and its numbers as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from rightbatch.core.errors import MissingPackageError
+from rightbatch.core.plan import Plan
+from rightbatch.core.samples import Measurements
+from rightbatch.fit.memory_law import peak_parts
+from rightbatch.fit.memory_model import MemoryModel
+from rightbatch.fit.models import Models
+from rightbatch.fit.speed_model import SpeedModel
+from rightbatch.report import sentences, tables
+from rightbatch.report.history import RunHistory
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exhibit:
+    """One piece of evidence, for eyes and for reading."""
+
+    key: str
+    title: str
+    caption: str
+    figure: go.Figure
+    table: tables.Table
+
+
+def collect_exhibits(
+    measurements: Measurements, models: Models, plan: Plan | None, runs: Sequence[RunHistory]
+) -> list[Exhibit]:
+    """Draw whatever the records allow, from the answer down to what it rests on.
+
+    Raises:
+        MissingPackageError: plotly is not installed.
+    """
+    found: list[Exhibit] = []
+    if plan and plan.candidates:
+        found.append(_candidates(measurements, plan))
+    if models.noise_points:
+        found.append(_noise(measurements, models, plan))
+    if models.speed:
+        found.append(_speed(models.speed, models, plan))
+    if models.memory:
+        found.append(_memory(measurements, models.memory, plan))
+    if any(run.evaluations for run in runs):
+        found.append(_runs(measurements, runs))
+    return found
+
+
+def shown_metric(measurements: Measurements, runs: Sequence[RunHistory]) -> str | None:
+    """The target's metric, else the first one that a run evaluated."""
+    if measurements.task.target:
+        return measurements.task.target.metric
+    return next((name for run in runs for e in run.evaluations for name in e.metrics), None)
+
+
+def _plots() -> ModuleType:
+    """Import the drawing code, which needs plotly, when something is to be drawn."""
+    try:
+        from rightbatch.report import plots
+    except ModuleNotFoundError as error:
+        found, need = "plotly is not installed", "plotly, which draws the report's figures"
+        hint = "pip install 'rightbatch[report]'"
+        raise MissingPackageError(found, need=need, hint=hint) from error
+    return plots
+
+
+def _candidates(measurements: Measurements, plan: Plan) -> Exhibit:
+    today = measurements.task.recipe.batch_size
+    return Exhibit(
+        key="candidates",
+        title="Which batch size is fastest",
+        caption=f"Predicted time to {sentences.goal_text(measurements.task)}, and examples to it, over"
+        f" those of today's batch of {today}. Below 1 is better than today.",
+        figure=_plots().plot_candidates(plan, today),
+        table=tables.candidates_table(plan, today),
+    )
+
+
+def _noise(measurements: Measurements, models: Models, plan: Plan | None) -> Exhibit:
+    today = measurements.task.recipe.batch_size
+    return Exhibit(
+        key="noise",
+        title="How many examples one step can use",
+        caption=sentences.noise_sentence(models.noise),
+        figure=_plots().plot_noise(models.noise_points, plan, today),
+        table=tables.noise_table(models.noise_points),
+    )
+
+
+def _speed(speed: SpeedModel, models: Models, plan: Plan | None) -> Exhibit:
+    return Exhibit(
+        key="speed",
+        title="What a micro-batch costs in time",
+        caption=sentences.loader_verdict(models, plan),
+        figure=_plots().plot_speed(speed, models.loader, plan),
+        table=tables.speed_table(speed, models.loader),
+    )
+
+
+def _memory(measurements: Measurements, model: MemoryModel, plan: Plan | None) -> Exhibit:
+    source = "kernels" if model.evidence == "measured" else "fake"
+    traced = {t.micro_batch_size: peak_parts(t)[0] for t in measurements.memory if t.source == source}
+    planned = plan.micro_batch_size if plan else max(traced)
+    largest = max(4 * planned, *traced)
+    powers = [2**power for power in range(largest.bit_length()) if 2**power <= largest]
+    limit = measurements.environment.memory_bytes
+    return Exhibit(
+        key="memory",
+        title="What a micro-batch costs in memory",
+        caption=sentences.memory_sentence(model, planned, limit),
+        figure=_plots().plot_memory(model, traced, plan, limit),
+        table=tables.memory_table(model, [*traced, planned, *powers]),
+    )
+
+
+def _runs(measurements: Measurements, runs: Sequence[RunHistory]) -> Exhibit:
+    metric = shown_metric(measurements, runs)
+    return Exhibit(
+        key="runs",
+        title="What training did",
+        caption="Every run against the examples it saw and against the seconds it trained.",
+        figure=_plots().plot_runs(runs, metric, measurements.task.target),
+        table=tables.curves_table(runs, metric),
+    )
