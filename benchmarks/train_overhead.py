@@ -53,7 +53,9 @@ def loop_seconds(task: Task) -> float:
 
 def main() -> None:
     torch.set_num_threads(1)
-    print("| task | bare ms/update | rightbatch ms/update | ratio | 95 % interval |\n|---|---|---|---|---|")
+    print(
+        "| task | bare ms/update | rightbatch ms/update | ratio | 95 % interval |\n|---|---|---|---|---|"
+    )
     for name in sys.argv[1:]:
         task = rb.load_task(name)
         pairs: list[tuple[float, float]] = []

@@ -48,6 +48,7 @@ def task_facts(**changes: Any) -> TaskFacts:
     """The facts of an MLP on 1,437 digits, AdamW, today at batch 32."""
     facts = TaskFacts(
         name="digits",
+        spec="digits",
         num_train_examples=1437,
         num_valid_examples=360,
         num_parameters=26_122,

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 from rightbatch.cli.output import Answer
-from rightbatch.cli.source import Flag, Measuring, measured, option, parse_sizes
+from rightbatch.cli.source import AS_USUAL, Flag, Measuring, measured, option, parse_sizes
 from rightbatch.core.errors import EXIT_DONE, EXIT_FINDING, MeasurementError
 from rightbatch.core.units import format_bytes, parse_bytes
+from rightbatch.fit.bound import find_bound
 from rightbatch.fit.models import fit_models
 from rightbatch.fit.noise_scale import NoiseScale
 from rightbatch.report.terminal import render
+
+Model = TypeVar("Model")
 
 _SIZES = "1,4,16,64,256,1024"
 
@@ -23,14 +26,13 @@ def memory(
     batch: str = _SIZES,
     limit: str | None = None,
     headroom: float = 0.1,
-    measuring: Measuring = Measuring(),
+    measuring: Measuring = AS_USUAL,
     json: Flag = False,
 ) -> Answer:
     """Predict the peak memory of any batch size without running it.
 
     Args:
-        task: A built-in name, my_task.py, my_task.py:name or package.module:name; or a folder with
-            measurements.json.
+        task: A built-in name, my_task.py[:name] or package.module:name, or a folder of an earlier plan.
         batch: Micro-batch sizes to predict, in examples, with commas between them.
         limit: Memory that may be used, such as 20GiB; without it, the device's memory.
         headroom: Share of the limit to leave free, from 0 to below 1.
@@ -66,17 +68,17 @@ def memory(
         },
         text=(
             render(memory_table(model, sizes)),
+            *(f"Note: {caveat}" for caveat in model.caveats),
             f"The largest micro-batch that fits {room} is {largest:,}, predicted and not run.",
         ),
     )
 
 
-def speed(task: str, /, *, measuring: Measuring = Measuring(), json: Flag = False) -> Answer:
+def speed(task: str, /, *, measuring: Measuring = AS_USUAL, json: Flag = False) -> Answer:
     """Time a training step against batch size, and the loader beside it.
 
     Args:
-        task: A built-in name, my_task.py, my_task.py:name or package.module:name; or a folder with
-            measurements.json.
+        task: A built-in name, my_task.py[:name] or package.module:name, or a folder of an earlier plan.
         measuring: How to measure.
         json: Print one JSON document on stdout.
     """
@@ -113,12 +115,11 @@ def speed(task: str, /, *, measuring: Measuring = Measuring(), json: Flag = Fals
     )
 
 
-def noise(task: str, /, *, measuring: Measuring = Measuring(), json: Flag = False) -> Answer:
+def noise(task: str, /, *, measuring: Measuring = AS_USUAL, json: Flag = False) -> Answer:
     """Estimate the gradient noise scale over a short pilot run.
 
     Args:
-        task: A built-in name, my_task.py, my_task.py:name or package.module:name; or a folder with
-            measurements.json.
+        task: A built-in name, my_task.py[:name] or package.module:name, or a folder of an earlier plan.
         measuring: How to measure.
         json: Print one JSON document on stdout.
     """
@@ -143,7 +144,7 @@ def _scale(scale: NoiseScale) -> dict[str, Any]:
     return asdict(scale) | {"decided": scale.decided}
 
 
-def _require[Model](model: Model | None, stage: str) -> Model:
+def _require(model: Model | None, stage: str) -> Model:
     if model is None:
         hint = "give the measurement more time: --time-budget"
         raise MeasurementError(f"no usable samples of {stage}", need="a few", hint=hint)

@@ -38,9 +38,10 @@ def show(answer: Answer, *, as_json: bool) -> None:
         return
     from rich.console import Console
 
-    console = Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH, highlight=False)
+    width = None if sys.stdout.isatty() else _PIPED_WIDTH
+    console = Console(width=width, markup=False, emoji=False, highlight=False)
     for part in answer.text:
-        console.print(part, markup=False)
+        console.print(part, soft_wrap=isinstance(part, str))  # a command must not be cut in two
 
 
 def show_error(error: RightBatchError, *, as_json: bool) -> None:
@@ -58,5 +59,7 @@ def say(text: str) -> None:
 
 
 def _print_json(document: dict[str, Any]) -> None:
+    from rightbatch.core.record import SCHEMA_VERSION
+
     text = json.dumps({"schema_version": SCHEMA_VERSION} | document, indent=1, allow_nan=False)
     sys.stdout.write(text + "\n")

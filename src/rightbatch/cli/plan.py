@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cyclopts import Parameter
 
 from rightbatch.cli.output import Answer, say
-from rightbatch.cli.source import Flag, Measuring, measure_task, option, read_saved, saved_file
+from rightbatch.cli.source import (
+    AS_USUAL,
+    Flag,
+    Measuring,
+    measure_task,
+    option,
+    read_saved,
+    saved_file,
+)
 from rightbatch.cli.train import run_answer, train_task
-from rightbatch.core.errors import EXIT_DONE, InvalidInputError, MissingPackageError
+from rightbatch.core.errors import EXIT_DONE, MissingPackageError
 from rightbatch.core.plan import Objective, Plan
 from rightbatch.core.run import Outcome, Run
 from rightbatch.core.samples import Measurements
@@ -47,13 +54,16 @@ class Bounds:
     """Largest global batch, in examples; without it, the size of the training data."""
 
 
+UNBOUNDED = Bounds()
+
+
 def plan(
     task: str,
     /,
     *,
     objective: Objective = "balanced",
-    bounds: Bounds = Bounds(),
-    measuring: Measuring = Measuring(),
+    bounds: Bounds = UNBOUNDED,
+    measuring: Measuring = AS_USUAL,
     out: Path | None = None,
     train: Flag = False,
     refresh: Flag = False,
@@ -62,15 +72,13 @@ def plan(
     """Measure a task, plan its batch size and learning rate, and show why.
 
     Args:
-        task: A built-in name, my_task.py, my_task.py:name or package.module:name; or a folder with
-            measurements.json, from which the plan is made again without measuring.
+        task: A built-in name, my_task.py[:name] or package.module:name, or a folder of an earlier plan.
         objective: What to minimise: time to the target, or balanced between time and examples.
         bounds: What the plan must respect.
         measuring: How to measure.
-        out: Folder for measurements.json, plan.toml, plan.json and report.html; without it,
-            rightbatch-NAME, or the folder of the saved measurements.
-        train: Train with the plan too, into runs/plan of that folder, and draw the curve.
-        refresh: Measure again, replacing what an earlier call saved in the folder.
+        out: Folder for plan, measurements and report; without it, rightbatch-NAME.
+        train: Train with the plan too, into runs/plan of that folder.
+        refresh: Measure afresh; otherwise what an earlier call saved is taken up.
         json: Print one JSON document on stdout.
     """
     from rightbatch.plan.limits import Limits
@@ -106,16 +114,16 @@ def _measurements(
 
 def _train(task: Task, plan: Plan, folder: Path, measuring: Measuring) -> Run:
     """Train by the plan, or take the same run from where an earlier call left it."""
-    for number in count(1):
-        path = folder / "runs" / ("plan" if number == 1 else f"plan-{number}")
-        if not (path / "outcome.json").exists():
-            return train_task(task, plan, path, device=measuring.device, seed=measuring.seed)
+    path, number = folder / "runs" / "plan", 1
+    while (path / "outcome.json").exists():
         run = read_record(path / "outcome.json", Run)
         same = run.seed == measuring.seed and run.outcome is not Outcome.INTERRUPTED
         if same and read_record(path / "plan.json", Plan) == plan:
             say(f"{path} holds this very run already: plan and seed are the same")
             return run
-    raise AssertionError("count() does not end")
+        number += 1
+        path = path.with_name(f"plan-{number}")
+    return train_task(task, plan, path, device=measuring.device, seed=measuring.seed)
 
 
 def _answer(plan: Plan, measurements: Measurements, folder: Path, run: Run | None) -> Answer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ Draw = Callable[[float, str, float | None], None]  # fraction done, what is done
 
 
 @contextmanager
-def measure_bar() -> Iterator[OnProgress | None]:
+def measure_bar() -> Generator[OnProgress | None]:
     """Draw how far a measurement has come; yields None where there is nobody to see it."""
     with _bar() as draw:
 
@@ -29,7 +29,7 @@ def measure_bar() -> Iterator[OnProgress | None]:
 
 
 @contextmanager
-def train_bar() -> Iterator[Callable[[TrainProgress], None] | None]:
+def train_bar() -> Generator[Callable[[TrainProgress], None] | None]:
     """Draw how far a run has come, with its loss, speed and latest metrics."""
     with _bar() as draw:
         metrics = ""
@@ -47,7 +47,7 @@ def train_bar() -> Iterator[Callable[[TrainProgress], None] | None]:
 
 
 @contextmanager
-def _bar() -> Iterator[Draw | None]:
+def _bar() -> Generator[Draw | None]:
     if not sys.stderr.isatty():
         yield None
         return

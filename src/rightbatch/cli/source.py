@@ -33,9 +33,12 @@ class Measuring:
     device: str = "cpu"
     """Where to measure, as torch names it: cpu, cuda, cuda:1."""
     time_budget: str = "2m"
-    """Longest time to measure, such as 45s, 2m or 1h30m; it ends sooner where nothing is left to learn."""
+    """Longest time to measure, such as 45s, 2m or 1h30m; less where that is enough."""
     seed: int = 0
     """Of the initial weights and of every random draw."""
+
+
+AS_USUAL = Measuring()
 
 
 def saved_file(spec: str) -> Path | None:
@@ -59,8 +62,7 @@ def read_saved(path: Path, measuring: Measuring, **needs_task: bool) -> Measurem
     Raises:
         InvalidInputError: the file is not readable, or such an option was given.
     """
-    defaults = Measuring()
-    given = {name: getattr(measuring, name) != getattr(defaults, name) for name in defaults.__slots__}
+    given = {name: getattr(measuring, name) != getattr(AS_USUAL, name) for name in AS_USUAL.__slots__}
     if options := [
         f"--{name.replace('_', '-')}" for name, is_on in (given | needs_task).items() if is_on
     ]:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cyclopts import Parameter
 
 from rightbatch.cli.output import Answer
 from rightbatch.cli.source import Flag, option
 from rightbatch.core.errors import InvalidInputError
+from rightbatch.core.plan import Decision
 from rightbatch.core.recipe import Recipe
 from rightbatch.core.sources import SOURCES
 from rightbatch.report.tables import Table, value_text
 from rightbatch.report.terminal import render
+
+if TYPE_CHECKING:
+    from rightbatch.plan.scaling import ScaledRow
 
 
 def tasks(*, json: Flag = False) -> Answer:
@@ -58,6 +66,24 @@ def report(folder: Path, /, *, json: Flag = False) -> Answer:
     return Answer(document={"task": name, "files": {"report": str(path)}}, text=(f"Report: {path}",))
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Companions:
+    """Constants that move beside the learning rate; one that is not given is not shown."""
+
+    weight_decay: float | None = None
+    """Today's weight decay."""
+    betas: str | None = None
+    """Today's two betas with a comma between: 0.9,0.999."""
+    ema_decay: float | None = None
+    """Today's decay of averaged weights, per update."""
+    warmup_steps: int = 0
+    """Today's updates of warmup."""
+
+
+NONE_GIVEN = Companions()
+
+
 def scale(
     *,
     lr: float,
@@ -65,10 +91,7 @@ def scale(
     to: int,
     optimizer: str = "adamw",
     examples: int | None = None,
-    weight_decay: float | None = None,
-    betas: str | None = None,
-    ema_decay: float | None = None,
-    warmup_steps: int = 0,
+    companions: Companions = NONE_GIVEN,
     json: Flag = False,
 ) -> Answer:
     """Move a learning rate and its companions to other batch sizes by cited rules.
@@ -76,44 +99,32 @@ def scale(
     Args:
         lr: Learning rate that was tuned at --batch.
         batch: Global batch it was tuned at, in examples.
-        to: Global batch to move to, in examples; the powers of two between are shown too.
+        to: Global batch to move to, in examples; the doublings between are shown too.
         optimizer: A torch.optim class, in any case.
         examples: Training examples, for the updates per epoch.
-        weight_decay: Today's, to be moved too.
-        betas: Today's two, with a comma between: 0.9,0.999.
-        ema_decay: Of the averaged weights, per update.
-        warmup_steps: Updates of warmup.
+        companions: Constants that move beside the learning rate.
         json: Print one JSON document on stdout.
+
+    Raises:
+        InvalidInputError: a number is out of its range, or the optimizer is unknown.
     """
     from rightbatch.plan.scaling import scaling_table
 
+    if min(to, examples or 1) < 1:
+        found = f"--to {to}" if to < 1 else f"--examples {examples}"
+        raise InvalidInputError(found, need="1 or more", hint="count examples")
+    betas = companions.betas
     recipe = Recipe(
         optimizer=optimizer,
         lr=lr,
         batch_size=batch,
         epochs=1,
-        weight_decay=weight_decay,
+        weight_decay=companions.weight_decay,
         betas=option("--betas", _parse_pair, betas) if betas else None,
-        ema_decay=ema_decay,
-        warmup_examples=warmup_steps * batch,
+        ema_decay=companions.ema_decay,
+        warmup_examples=companions.warmup_steps * batch,
     )
-    if min(to, examples or 1) < 1:
-        found = f"--to {to}" if to < 1 else f"--examples {examples}"
-        raise InvalidInputError(found, need="1 or more", hint="count examples")
-    rows = scaling_table(recipe, _steps_between(batch, to), examples)
-    names = [decision.name for decision in rows[0].decisions]
-    counts = ("updates per epoch",) if examples else ()
-    table = Table(
-        columns=("batch", *counts, *names),
-        rows=tuple(
-            (
-                f"{row.batch_size:,}",
-                *([f"{row.updates_per_epoch:,}"] if row.updates_per_epoch else []),
-                *(value_text(decision.value, decision.name) for decision in row.decisions),
-            )
-            for row in rows
-        ),
-    )
+    rows = scaling_table(recipe, _doublings(batch, to), examples)
     return Answer(
         document={
             "task": None,
@@ -128,20 +139,37 @@ def scale(
             ],
         },
         text=(
-            render(table),
-            *(
-                f"{d.name}: {d.rule} [{d.evidence}; {SOURCES[d.source].title}, {SOURCES[d.source].where}]"
-                for d in rows[-1].decisions
-            ),
-            "Rules hold below the critical batch size only; try 1/2 and 2 times the moved rate as well.",
+            render(_scaling_table(rows)),
+            *(_rule_text(decision) for decision in rows[-1].decisions),
+            "The rules hold below the critical batch size; try half and twice the moved rate as well.",
         ),
     )
 
 
-def _steps_between(start: int, end: int) -> list[int]:
+def _scaling_table(rows: list[ScaledRow]) -> Table:
+    counts = ("updates per epoch",) if rows[0].updates_per_epoch else ()
+    return Table(
+        columns=("batch", *counts, *(decision.name for decision in rows[0].decisions)),
+        rows=tuple(
+            (
+                f"{row.batch_size:,}",
+                *([f"{row.updates_per_epoch:,}"] if counts else []),
+                *(value_text(decision.value, decision.name) for decision in row.decisions),
+            )
+            for row in rows
+        ),
+    )
+
+
+def _rule_text(decision: Decision) -> str:
+    source = SOURCES[decision.source]
+    return f"{decision.name}: {decision.rule}, {decision.evidence} ({source.title}; {source.where})"
+
+
+def _doublings(start: int, end: int) -> list[int]:
     """Batch sizes from one to the other by doubling or halving, both ends included.
 
-    >>> _steps_between(32, 200), _steps_between(64, 16)
+    >>> _doublings(32, 200), _doublings(64, 16)
     ([32, 64, 128, 200], [64, 32, 16])
     """
     sizes = [start]

@@ -33,10 +33,9 @@ def train(
     """Train a task by a plan, or by its recipe of today.
 
     Args:
-        task: A built-in name, my_task.py, my_task.py:name or package.module:name.
+        task: A built-in name, my_task.py[:name] or package.module:name.
         plan: A plan.toml; without it, today's recipe is trained.
-        run: New folder for the run; without it, runs/plan beside the plan, or
-            rightbatch-NAME/runs/recipe.
+        run: New folder; without it, runs/plan beside the plan, or rightbatch-NAME/runs/recipe.
         device: Where to train, as torch names it: cpu, cuda, cuda:1.
         seed: Of the initial weights, the order of the examples and everything else random.
         max_updates: Stop after so many optimizer steps; the schedule still sees the whole plan.
@@ -71,8 +70,8 @@ def train_task(
 
 def run_answer(run: Run) -> Answer:
     """What a run did, with its exit code: divergence is a finding."""
-    metrics = ", ".join(f"{name} {value:.4g}" for name, value in run.metrics.items())
-    cost = f"{run.examples:,} examples in {run.updates:,} updates and {format_seconds(run.seconds)}"
+    metrics = "".join(f", {name} {value:.4g}" for name, value in run.metrics.items())
+    cost = f"{run.updates:,} updates in {format_seconds(run.seconds)}{metrics}"
     return Answer(
         document={
             "task": run.task,
@@ -86,6 +85,6 @@ def run_answer(run: Run) -> Answer:
             "seed": run.seed,
             "run_dir": str(run.run_dir),
         },
-        text=(f"Run: {run.message}. {cost}{f'; {metrics}' if metrics else ''}; in {run.run_dir}.",),
+        text=(f"Trained: {run.message}; {cost}; saved in {run.run_dir}.",),
         exit_code=_EXIT_CODES.get(run.outcome, EXIT_DONE),
     )

@@ -18,6 +18,7 @@ from rightbatch.core.plan import Decision
 from rightbatch.core.recipe import Recipe
 from rightbatch.core.units import format_number
 
+_FAMILIES: dict[str, OptimizerFamily] = {n.lower(): f for n, f in OPTIMIZER_FAMILIES.items()}
 # rate ~ ratio**power: SGD's step is the gradient's size, Adam's only its direction.
 _RATE_POWERS: dict[OptimizerFamily, tuple[float, str]] = {
     "sgd": (1.0, "goyal2017"),
@@ -131,17 +132,15 @@ def scaling_table(
     Raises:
         InvalidInputError: the optimizer is unknown.
     """
-    families = {name.lower(): family for name, family in OPTIMIZER_FAMILIES.items()}
     name = recipe.optimizer_name.lower()
-    if name not in families:
-        hint = did_you_mean(name, families)
+    if name not in _FAMILIES:
+        hint = did_you_mean(name, _FAMILIES)
         raise InvalidInputError(f"optimizer {name!r}", need="a torch.optim class", hint=hint)
-    family = families[name]
     return [
         ScaledRow(
             batch_size=size,
             updates_per_epoch=None if num_examples is None else math.ceil(num_examples / size),
-            decisions=tuple(_decisions(recipe, size / recipe.batch_size, family)),
+            decisions=tuple(_decisions(recipe, size / recipe.batch_size, _FAMILIES[name])),
         )
         for size in batch_sizes
     ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -50,7 +51,7 @@ def collect_exhibits(
     if models.memory:
         found.append(_memory(measurements, models.memory, plan))
     if any(run.evaluations for run in runs):
-        found.append(_runs(measurements, runs))
+        found.append(_runs(measurements, plan, runs))
     return found
 
 
@@ -62,13 +63,16 @@ def shown_metric(measurements: Measurements, runs: Sequence[RunHistory]) -> str 
 
 
 def _plots() -> ModuleType:
-    """Import the drawing code, which needs plotly, when something is to be drawn."""
-    try:
-        from rightbatch.report import plots
-    except ModuleNotFoundError as error:
+    """Import the drawing code when something is to be drawn.
+
+    Raises:
+        MissingPackageError: plotly is not installed.
+    """
+    if importlib.util.find_spec("plotly") is None:
         found, need = "plotly is not installed", "plotly, which draws the report's figures"
-        hint = "pip install 'rightbatch[report]'"
-        raise MissingPackageError(found, need=need, hint=hint) from error
+        raise MissingPackageError(found, need=need, hint="pip install 'rightbatch[report]'")
+    from rightbatch.report import plots
+
     return plots
 
 
@@ -121,12 +125,13 @@ def _memory(measurements: Measurements, model: MemoryModel, plan: Plan | None) -
     )
 
 
-def _runs(measurements: Measurements, runs: Sequence[RunHistory]) -> Exhibit:
+def _runs(measurements: Measurements, plan: Plan | None, runs: Sequence[RunHistory]) -> Exhibit:
     metric = shown_metric(measurements, runs)
+    compared = sentences.comparison_sentence(plan, runs, measurements.task) if plan else ""
     return Exhibit(
         key="runs",
         title="What training did",
-        caption="Every run against the examples it saw and against the seconds it trained.",
+        caption=compared or "Every run, against the examples it saw and the seconds it trained.",
         figure=_plots().plot_runs(runs, metric, measurements.task.target),
         table=tables.curves_table(runs, metric),
     )

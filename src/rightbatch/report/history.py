@@ -61,7 +61,11 @@ def _read_run(path: Path) -> RunHistory | None:
 
 
 def _read_evaluations(path: Path) -> tuple[Evaluation, ...]:
-    """The lines with metrics; what follows the last line break was cut off while being written."""
+    """The lines with metrics; what follows the last line break was cut off while being written.
+
+    Raises:
+        InvalidInputError: a whole line is no JSON.
+    """
     lines = path.read_text(encoding="utf-8").split("\n")[:-1]
     found: list[Evaluation] = []
     for number, line in enumerate(lines, start=1):

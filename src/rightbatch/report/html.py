@@ -106,14 +106,19 @@ def _answer(
 ) -> list[Html]:
     """What to do, and why: enough to act on."""
     task = measurements.task
-    trained = any(plan and run.global_batch_size == plan.global_batch_size for run in runs)
-    steps = sentences.next_steps(plan, measurements, folder, trained=trained)
+    batches = {run.global_batch_size for run in runs}
+    steps = sentences.next_steps(
+        plan,
+        measurements,
+        folder,
+        trained=plan is not None and plan.global_batch_size in batches,
+        compared=task.recipe.batch_size in batches,
+    )
     parts = [
         tag("h1", f"rightbatch: {task.name} on {measurements.environment.device_name}"),
         tag("p", sentences.answer_sentence(plan, task), class_="answer"),
         sections.render_notes([*(plan.notes if plan else ()), *measurements.notes]),
-        tag("h2", "What to do next"),
-        sections.render_steps(steps),
+        *([tag("h2", "What to do next"), sections.render_steps(steps)] if steps else ()),
         tag("h2", "At a glance"),
         sections.render_facts(measurements, models, plan),
     ]
@@ -138,7 +143,8 @@ def _method(measurements: Measurements, models: Models, plan: Plan | None) -> li
     return [
         tag("h2", "How each number was obtained"),
         sections.render_table(tables.models_table(models, measurements)),
-        tag("p", "Intervals hold 90 %. A residual is the median relative error of the fit."),
+        tag("p", "Intervals hold 90 %. A residual is the median relative error of the fit; of the memory"
+            " law, the largest error at a traced size that did not fix it."),
         sections.render_notes(models.memory.caveats if models.memory else ()),
         tag("h2", "Where it was measured"),
         sections.render_table(tables.environment_table(measurements)),

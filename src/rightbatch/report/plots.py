@@ -16,6 +16,7 @@ from plotly.subplots import make_subplots
 
 from rightbatch.core.plan import Interval, Plan
 from rightbatch.core.recipe import Target
+from rightbatch.core.samples import Owner
 from rightbatch.core.units import format_bytes
 from rightbatch.fit.loader_model import LoaderModel
 from rightbatch.fit.memory_model import MemoryModel
@@ -48,11 +49,12 @@ def plot_memory(
     """
     planned = plan.micro_batch_size if plan else max(traced)
     end = max(4 * planned, *traced)
-    sizes = sorted({1, *traced, planned, *(max(1, round(end * i / 32)) for i in range(1, 33))})
+    corners = [b for first, *_ in model.pieces() for b in (first - 1, first) if 1 <= b <= end]
+    sizes = sorted({1, end, planned, *traced, *corners})
     unit, scale = next(u for u in _UNITS if model.peak_bytes(end) >= u[1])
     figure = _figure("micro-batch size", f"peak memory, {unit}")
     parts = [model.breakdown(size) for size in sizes]
-    owners = [owner for owner in parts[-1] if any(part[owner] for part in parts)]
+    owners: list[Owner] = [owner for owner in parts[-1] if any(part[owner] for part in parts)]
     for owner, color in zip(owners, _COLORS, strict=False):
         figure.add_scatter(
             x=sizes,
@@ -201,12 +203,29 @@ def plot_runs(runs: Sequence[RunHistory], metric: str | None, target: Target | N
                 curves.insert(0, [e.metrics.get(metric) for e in run.evaluations])
             for row, y in enumerate(curves, start=1):
                 first = (row, col) == (1, 1)
-                look = {"legendgroup": run.name, "showlegend": first, "row": row, "col": col}
+                look: dict[str, Any] = {
+                    "legendgroup": run.name,
+                    "showlegend": first,
+                    "row": row,
+                    "col": col,
+                }
                 _add_line(figure, x, y, label, color, mode="lines+markers", **look)
     if metric:
         figure.update_yaxes(title=html.escape(metric), row=1, col=1)
     if metric and target and target.metric == metric:
-        figure.add_hline(y=target.value, line={"dash": "dash", "color": GREY, "width": 1.5}, row=1)
+        line = {"dash": "dash", "color": GREY, "width": 1.5}
+        for col in (1, 2):
+            figure.add_shape(
+                type="line",
+                y0=target.value,
+                y1=target.value,
+                x0=0,
+                x1=1,
+                xref="x domain",
+                line=line,
+                row=1,
+                col=col,
+            )
     figure.update_yaxes(title="training loss", type="log", row=rows, col=1)
     figure.update_yaxes(type="log", row=rows, col=2)
     figure.update_xaxes(title="examples", row=rows, col=1)
@@ -228,7 +247,12 @@ def _figure(x: str, y: str, figure: go.Figure | None = None) -> go.Figure:
         hovermode="x unified",
         dragmode=False,
     )
-    line = {"gridcolor": _GRID, "linecolor": GREY, "zeroline": False, "automargin": True}
+    line: dict[str, Any] = {
+        "gridcolor": _GRID,
+        "linecolor": GREY,
+        "zeroline": False,
+        "automargin": True,
+    }
     figure.update_xaxes(**line, title=x, showgrid=False, ticks="outside", tickcolor=GREY)
     figure.update_yaxes(**line, title=y)
     return figure

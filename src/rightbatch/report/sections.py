@@ -12,7 +12,7 @@ from rightbatch.core.sources import SOURCES, Source
 from rightbatch.core.units import format_bytes, format_number, format_seconds
 from rightbatch.fit.models import Models
 from rightbatch.report.markup import Html, join, tag, with_code
-from rightbatch.report.sentences import loader_verdict, noise_text
+from rightbatch.report.sentences import loader_verdict, noise_text, percent
 from rightbatch.report.tables import Table, decision_text, today_text
 
 _EVIDENCE = {
@@ -78,7 +78,7 @@ def render_decisions(decisions: Sequence[Decision], recipe: Recipe) -> Html:
         for word, meaning in _EVIDENCE.items()
     ]
     legend = join(part for word in words for part in (word, Html("; ")))
-    return join([table, tag("p", Html(legend.removesuffix("; ") + "."), class_="legend")])
+    return join([tag("div", table, class_="scroll"), tag("p", Html(legend.removesuffix("; ") + "."), class_="legend")])
 
 
 def render_table(table: Table) -> Html:
@@ -87,12 +87,12 @@ def render_table(table: Table) -> Html:
     def cell(name: str, column: str, text: str) -> Html:
         return tag(name, text) if column in table.words else tag(name, text, class_="number")
 
-    head = tag("tr", *(cell("th", column, column) for column in table.columns))
+    head = [tag("thead", tag("tr", *(cell("th", column, column) for column in table.columns)))]
     rows = [
         tag("tr", *(cell("td", c, text) for c, text in zip(table.columns, row, strict=True)))
         for row in table.rows
     ]
-    return tag("div", tag("table", tag("thead", head), tag("tbody", *rows)), class_="scroll")
+    return tag("div", tag("table", *(head if any(table.columns) else ()), tag("tbody", *rows)), class_="scroll")
 
 
 def render_sources(keys: Iterable[str]) -> Html:
@@ -131,10 +131,9 @@ def _memory_fact(measurements: Measurements, models: Models, plan: Plan | None) 
         return "not measured", "no traces"
     size = plan.micro_batch_size if plan else max(models.memory.traced_sizes)
     high, device = models.memory.high_bytes(size), measurements.environment.memory_bytes
-    share = f"{high / device:.2g} of" if high < device else "more than"
     words = (
         f"at micro-batch {size:,}, at most {format_bytes(high)}:"
-        f" {share} the device's {format_bytes(device)}"
+        f" {percent(high / device)} of the device's {format_bytes(device)}"
     )
     return format_bytes(models.memory.peak_bytes(size)), words
 
@@ -170,9 +169,9 @@ def _critical_fact(models: Models) -> tuple[str, str]:
 
 
 def _update_fact(plan: Plan | None) -> tuple[str, str]:
-    batch = plan.global_batch_size if plan else None
     for candidate in plan.candidates if plan else ():
-        if candidate.global_batch_size == batch:
+        batch = candidate.global_batch_size
+        if plan and batch == plan.global_batch_size:
             rate = format_number(float(f"{batch / candidate.update_seconds:.3g}"))
             words = f"loading, every micro-batch and the update: {rate} examples/s"
             return format_seconds(candidate.update_seconds), words

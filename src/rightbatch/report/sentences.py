@@ -6,6 +6,7 @@ Text in, text out; a command stands between backticks.
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,13 @@ from rightbatch.core.errors import InfeasibleError
 from rightbatch.core.facts import TaskFacts
 from rightbatch.core.plan import Interval, Plan
 from rightbatch.core.samples import Measurements
-from rightbatch.core.units import format_bytes, format_number
+from rightbatch.core.units import format_bytes, format_number, format_seconds
 from rightbatch.fit.intervals import NORMAL_QUANTILE
 from rightbatch.fit.memory_model import MemoryModel
 from rightbatch.fit.models import Models, fit_models
 from rightbatch.fit.noise_scale import NoiseScale
 from rightbatch.plan.limits import Limits
+from rightbatch.report.history import RunHistory
 
 STAGES = ("memory", "loader", "speed", "noise")
 OVERHEAD_SHARE = 0.05  # below this share of an update, loading is not worth a second look
@@ -48,6 +50,18 @@ def noise_text(scale: NoiseScale) -> str:
     return interval_text(Interval(value=scale.noise_scale, low=scale.low, high=scale.high))
 
 
+def percent(share: float) -> str:
+    """A share in per cent, as far as it is worth reading.
+
+    >>> percent(0.331), percent(0.0123), percent(7e-5), percent(0)
+    ('33 %', '1.2 %', 'under 0.1 %', '0 %')
+    """
+    value = 100 * share
+    if 0 < value < 0.1:
+        return "under 0.1 %"
+    return f"{value:.2g} %" if value < 10 else f"{value:.0f} %"
+
+
 def goal_text(facts: TaskFacts) -> str:
     """What time is counted to: the target, or the same loss where the task has none."""
     return str(facts.target) if facts.target else "the same loss"
@@ -72,16 +86,13 @@ def noise_sentence(scale: NoiseScale | None) -> str:
     """What the gradients say about how many examples one step can usefully average."""
     if scale is None:
         return "The gradient noise scale was not measured."
+    size = f"The gradient noise scale is {noise_text(scale)} examples ({scale.num_samples} samples)"
     if not scale.decided:
         return (
-            f"The gradient noise scale is {noise_text(scale)} examples: over {scale.num_samples} samples"
-            " the mean gradient cannot be told from zero everywhere, so nothing bounds it from above."
+            f"{size}: somewhere in the pilot the mean gradient could not be told from zero, so nothing"
+            " bounds the scale from above."
         )
-    return (
-        f"The gradient noise scale is {noise_text(scale)} examples, averaged over the pilot"
-        f" ({scale.num_samples} samples): a step that averages far more than this many examples"
-        " gains little from the rest."
-    )
+    return f"{size}, averaged over the pilot: far more examples than this in one step add little."
 
 
 def loader_verdict(models: Models, plan: Plan | None) -> str:
@@ -89,24 +100,22 @@ def loader_verdict(models: Models, plan: Plan | None) -> str:
     loader, speed = models.loader, models.speed
     if loader is None or speed is None:
         missing = "loader" if loader is None else "step"
-        return f"The {missing} was not timed, so what sets the pace is not known."
+        return f"What sets the pace is not known: the {missing} was not timed."
     size = plan.micro_batch_size if plan else speed.knee_micro_batch_size
     low, high = speed.valid_range
     if not low <= size <= high:
-        return f"Steps were timed at micro-batches {low} to {high}, so the pace at {size} is not known."
+        return f"What sets the pace at {size} is not known: micro-batches {low} to {high} were timed."
     load, step = loader.load_seconds(size), speed.step_seconds(size)
-    rates = f"at micro-batch {size} it gives {_rate(size / load)}, forward and backward take {_rate(size / step)}"
+    rates = f"at micro-batch {size} it gives {_rate(size / load)}"
+    rates += f", forward and backward take {_rate(size / step)}"
     if load > step:
-        advice = (
-            "raise num_workers" if loader.num_workers == 0 else "add workers or cheapen the loading"
-        )
+        advice = "add workers or make loading cheaper" if loader.overlaps else "raise num_workers"
         return f"The loader sets the pace: {rates}. A larger batch will not help; {advice}."
     if loader.overlaps:
         return f"The loader keeps up, hidden behind the step: {rates}."
     share = load / (load + step)
-    cost = f"loading takes {share:.0%} of the time between two micro-batches"
     advice = "; worker processes would hide it" if share > OVERHEAD_SHARE else ""
-    return f"The step sets the pace: {rates}, and {cost}{advice}."
+    return f"The step sets the pace: {rates}. Loading takes {percent(share)} of the time of both{advice}."
 
 
 def memory_sentence(model: MemoryModel, micro_batch_size: int, limit_bytes: int) -> str:
@@ -121,38 +130,61 @@ def memory_sentence(model: MemoryModel, micro_batch_size: int, limit_bytes: int)
     more = " or more" if largest == model.valid_range[1] else ""
     return (
         f"{text} A micro-batch of {largest:,}{more} would fit the device's {format_bytes(limit_bytes)}"
-        f" with {headroom:.0%} left free."
+        f" with {percent(headroom)} left free."
     )
 
 
+def comparison_sentence(plan: Plan, runs: Sequence[RunHistory], facts: TaskFacts) -> str:
+    """What the plan's run took against a run of today's batch, where both reached the target."""
+    planned, today = (
+        next((r for r in runs if r.global_batch_size == batch and r.run and r.run.target_reached), None)
+        for batch in (plan.global_batch_size, facts.recipe.batch_size)
+    )
+    if planned is None or today is None or planned is today:
+        return ""
+    took, before = planned.evaluations[-1].seconds, today.evaluations[-1].seconds
+    text = (
+        f"The plan took {format_seconds(took)} to {goal_text(facts)}, today's recipe"
+        f" {format_seconds(before)}: {_short(took / before)} of its time"
+    )
+    predicted = plan.predicted.seconds_to_target_ratio if plan.predicted else None
+    return text + (f", predicted {interval_text(predicted)}." if predicted else ".")
+
+
 def next_steps(
-    plan: Plan | None, measurements: Measurements, folder: Path, *, trained: bool
+    plan: Plan | None,
+    measurements: Measurements,
+    folder: Path,
+    *,
+    trained: bool,
+    compared: bool = False,
 ) -> list[str]:
-    """What to do now, most useful first, each with the command that does it.
+    """What to do now, most useful first, each ending in the command that does it.
 
     Args:
         plan: None where none was made.
         measurements: what the plan rests on.
         folder: that holds plan.toml and measurements.json.
         trained: whether a run of the plan lies in the folder already.
+        compared: whether a run of today's recipe does.
     """
-    task, where = shlex.quote(measurements.task.name), shlex.quote(str(folder))
+    task, where = shlex.quote(measurements.task.spec), shlex.quote(str(folder))
     missing = [stage for stage in STAGES if stage not in measurements.complete]
-    again = f"`rightbatch plan {task} --out {where} --time-budget 10m`"
+    again = f"rightbatch plan {task} --out {where} --time-budget 10m"
     if plan is None:
-        return [f"Finish the measurement and make the plan: {again}."]
+        return [f"Finish the measurement and make the plan: `{again}`"]
     steps: list[str] = []
     if not trained:
         train = f"rightbatch train {task} --plan {where}/plan.toml --run {where}/runs/plan"
-        steps.append(f"Train with this plan: `{train}`.")
+        steps.append(f"Train with this plan: `{train}`")
     if missing:
-        steps.append(f"Measure what was cut short ({', '.join(missing)}): {again} continues from here.")
+        steps.append(f"Measure on where it was cut short ({', '.join(missing)}): `{again}`")
     elif doubt := _least_certain(measurements):
-        steps.append(f"{doubt} {again.removesuffix('`')} --refresh`.")
-    if plan.global_batch_size != measurements.task.recipe.batch_size:
-        recipe = f"`rightbatch train {task} --run {where}/runs/recipe`"
+        steps.append(f"{doubt}: `{again} --refresh`")
+    if not compared and plan.global_batch_size != measurements.task.recipe.batch_size:
+        recipe = f"rightbatch train {task} --run {where}/runs/recipe"
         steps.append(
-            f"Check the prediction against today's recipe: {recipe}, then `rightbatch report {where}`."
+            f"Train today's recipe too and compare: `{recipe} && rightbatch report {where}`"
         )
     return steps
 
@@ -162,7 +194,8 @@ def _prediction(plan: Plan, facts: TaskFacts) -> str:
     seconds = plan.predicted.seconds_to_target_ratio
     text = f"predicted {interval_text(seconds)} of today's time to {goal_text(facts)}"
     if seconds.high is None or (seconds.low or 0) <= 1 <= seconds.high:
-        text += f", sooner with probability {plan.predicted.probability_better:.2g}"
+        chance = percent(plan.predicted.probability_better)
+        text += f", so whether it is sooner is not decided ({chance} likely)"
     elif seconds.value > 1:
         examples = interval_text(plan.predicted.examples_to_target_ratio)
         text += f", for {examples} of its examples"
@@ -193,7 +226,7 @@ def _least_certain(measurements: Measurements) -> str:
     if scale.high is not None and np.log(scale.high / max(scale.low, 1.0)) < spread:
         return ""
     return (
-        f"The least certain input is the noise scale, {noise_text(scale)} examples; measure it longer:"
+        f"The least certain input is the noise scale, {noise_text(scale)} examples; measure it longer"
     )
 
 

@@ -6,10 +6,9 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from rightbatch.core.facts import TaskFacts
-from rightbatch.core.plan import Decision, Interval, Plan
+from rightbatch.core.plan import Decision, Plan
 from rightbatch.core.recipe import Recipe
-from rightbatch.core.samples import Measurements
+from rightbatch.core.samples import Measurements, Owner
 from rightbatch.core.units import format_bytes, format_number, format_seconds
 from rightbatch.fit.loader_model import LoaderModel
 from rightbatch.fit.memory_model import MemoryModel
@@ -17,7 +16,7 @@ from rightbatch.fit.models import Models
 from rightbatch.fit.noise_scale import NoiseScale
 from rightbatch.fit.speed_model import SpeedModel
 from rightbatch.report.history import RunHistory
-from rightbatch.report.sentences import interval_text, noise_text
+from rightbatch.report.sentences import interval_text, percent
 
 OPEN = "open"  # a bound that the data did not set
 
@@ -80,7 +79,7 @@ def today_text(name: str, recipe: Recipe) -> str:
 def memory_table(model: MemoryModel, sizes: Iterable[int]) -> Table:
     """Predicted peaks, and what holds the bytes at each."""
     rows = [(size, model.breakdown(size)) for size in sorted(set(sizes))]
-    owners = [owner for owner in rows[-1][1] if any(parts[owner] for _, parts in rows)]
+    owners: list[Owner] = [owner for owner in rows[-1][1] if any(parts[owner] for _, parts in rows)]
     return Table(
         columns=("micro-batch", "peak", "low", "high", *(owner.replace("_", " ") for owner in owners)),
         rows=tuple(
@@ -158,7 +157,7 @@ def candidates_table(plan: Plan, today: int) -> Table:
             f"{c.micro_batch_size:,} x {c.accumulation_steps:,}",
             interval_text(c.seconds_ratio),
             interval_text(c.examples_ratio),
-            f"{100 * c.regret:.2g} %",
+            percent(c.regret),
             format_seconds(c.update_seconds),
             format_bytes(c.peak_bytes),
             ", ".join(names),
@@ -193,7 +192,7 @@ def runs_table(runs: Sequence[RunHistory], metric: str | None) -> Table:
             "–" if value is None else f"{value:.4g}",
             run.run.message if run.run else "",
         ))
-    columns = ("run", "outcome", "batch", "examples", "updates", "seconds", "training loss")
+    columns = ("run", "outcome", "batch", "examples", "updates", "time", "training loss")
     words = frozenset({"run", "outcome", "in words"})
     return Table(columns=(*columns, metric or "metric", "in words"), rows=tuple(rows), words=words)
 
@@ -212,7 +211,7 @@ def curves_table(runs: Sequence[RunHistory], metric: str | None) -> Table:
         for run in runs
         for e in run.evaluations
     ]
-    columns = ("run", "examples", "updates", "seconds", "training loss", metric or "metric")
+    columns = ("run", "examples", "updates", "time", "training loss", metric or "metric")
     return Table(columns=columns, rows=tuple(rows), words=frozenset({"run"}))
 
 
@@ -228,7 +227,7 @@ def models_table(models: Models, measurements: Measurements) -> Table:
             law,
             traces,
             f"{models.memory.residual_bytes:,} bytes",
-            "micro-batch 1 to {:,}".format(models.memory.valid_range[1]),
+            f"micro-batch 1 to {models.memory.valid_range[1]:,}",
         ))
     if models.speed:
         law = "medians at the measured sizes, straight lines between"
@@ -289,13 +288,13 @@ def environment_table(measurements: Measurements) -> Table:
         ("optimizer", task.optimizer_class),
         ("task fingerprint", task.fingerprint),
     )
-    return Table(columns=("", "here"), rows=rows, words=frozenset({"", "here"}))
+    return Table(columns=("", ""), rows=rows, words=frozenset({""}))
 
 
 def _fit(residual: float | None, holds: str | tuple[int, int]) -> tuple[str, str]:
     """The last two columns of a fitted model."""
     words = holds if isinstance(holds, str) else f"micro-batch {holds[0]:,} to {holds[1]:,}"
-    return "–" if residual is None else f"{100 * residual:.2g} %", words
+    return "–" if residual is None else percent(residual), words
 
 
 def _round(value: float) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from math import fsum
+from math import fsum, hypot, isfinite
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,18 +27,25 @@ _FULL_PRECISION = Constants(epochs=1)  # only its precision is read
 
 
 @dataclass(frozen=True, slots=True)
-class WindowLoss:
-    """The loss of one update, on the host."""
+class WindowGradient:
+    """What one update's window left in ``.grad``, told to the host."""
 
     total: float
-    """Sum over every counted target."""
+    """Loss summed over every counted target."""
     count: float
     """Counted targets."""
+    norm: float
+    """Euclidean norm over all gradients."""
 
     @property
     def mean(self) -> float:
         """Mean loss per counted target."""
         return self.total / self.count
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether weights may be changed by it."""
+        return isfinite(self.total) and isfinite(self.norm)
 
 
 def accumulate(model: nn.Module, loss: LossFunction, micro_batches: Iterable[Any]) -> None:
@@ -78,7 +85,7 @@ def accumulate_window(
     num_examples: int,
     constants: Constants,
     device: str,
-) -> WindowLoss:
+) -> WindowGradient:
     """Do as ``accumulate`` does on empty ``.grad``, one micro-batch in memory at a time.
 
     Counts are known only after the forwards. Until then the divisor is the number of examples,
@@ -94,7 +101,7 @@ def accumulate_window(
         device: of model and batches.
 
     Returns:
-        The summed loss and its count, as they came: not finite where the loss was not.
+        Loss, count and norm as they came out, finite or not.
 
     Raises:
         InvalidInputError: the whole window holds no target.
@@ -118,18 +125,15 @@ def accumulate_window(
         raise InvalidInputError(found, need="at least 1", hint=hint)
     if count != num_examples:
         scale_gradients(model.parameters(), num_examples / count)
-    return WindowLoss(fsum(torch.stack([loss.total for loss in losses]).tolist()), count)
+    norms = torch._foreach_norm(_gradients(model.parameters()))  # pyright: ignore[reportPrivateUsage]
+    # Losses and norms go to the host together, in the one read of an update.
+    values = torch.stack([*(loss.total for loss in losses), *norms]).tolist()
+    return WindowGradient(fsum(values[: len(losses)]), count, hypot(*values[len(losses) :]))
 
 
 def scale_gradients(parameters: Iterable[nn.Parameter], factor: float) -> None:
     """Multiply every gradient that exists, all in one call."""
     torch._foreach_mul_(_gradients(parameters), factor)  # pyright: ignore[reportPrivateUsage]
-
-
-def gradient_norm(parameters: Iterable[nn.Parameter]) -> float:
-    """Euclidean norm over every gradient that exists; not finite as soon as one entry is not."""
-    norms = torch._foreach_norm(_gradients(parameters))  # pyright: ignore[reportPrivateUsage]
-    return torch.linalg.vector_norm(torch.stack(norms)).item()
 
 
 def _gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:

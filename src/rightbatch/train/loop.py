@@ -12,11 +12,12 @@ from rightbatch.core.plan import Plan
 from rightbatch.core.run import Outcome, Run
 from rightbatch.tasks.check import evaluate
 from rightbatch.tasks.task import Task
+from rightbatch.train.accumulate import WindowGradient
 from rightbatch.train.check import check_plan, check_run
 from rightbatch.train.record import Progress, RunRecord
 from rightbatch.train.sampler import Windows, train_loader, valid_loader
 from rightbatch.train.schedule import check_warmup
-from rightbatch.train.update import InterruptGuard, Updater, WindowGradient
+from rightbatch.train.update import InterruptGuard, Updater
 
 
 def train(
@@ -99,7 +100,7 @@ def _run(
         with guard:
             rate = updater.step(gradient.norm, record.examples + window.num_examples / 2)
             seconds = perf_counter() - started - evaluating
-            record.add_update(window.num_examples, gradient.loss, rate, seconds)
+            record.add_update(window.num_examples, gradient, rate, seconds)
         if validation is None or not window.ends_epoch:
             continue
         before = perf_counter()
@@ -121,7 +122,7 @@ def _run(
 
 def _divergence(gradient: WindowGradient, record: RunRecord) -> str:
     """What was not finite, and what to try."""
-    found = f"loss {gradient.loss.mean:g} with gradient norm {gradient.norm:g} at update"
+    found = f"loss {gradient.mean:g} with gradient norm {gradient.norm:g} at update"
     advice = "lower learning_rate, lengthen warmup_examples or set clip_norm"
     if record.updates == 0:
         advice = "check the data and the loss; a mean over 0 targets is nan, rb.Loss is not"

@@ -18,7 +18,7 @@ from rightbatch.core.errors import InvalidInputError
 from rightbatch.core.plan import Plan
 from rightbatch.core.run import Evaluation, Run
 from rightbatch.core.store import write_record, write_text
-from rightbatch.train.accumulate import WindowLoss
+from rightbatch.train.accumulate import WindowGradient
 
 PLAN, METRICS, OUTCOME = "plan.json", "metrics.jsonl", "outcome.json"
 _LINE_SECONDS = 1.0  # between two updates written to metrics.jsonl
@@ -74,18 +74,18 @@ class RunRecord:
         self._next_line = self._next_progress = 0.0
 
     def add_update(
-        self, num_examples: int, loss: WindowLoss, learning_rate: float, seconds: float
+        self, num_examples: int, gradient: WindowGradient, learning_rate: float, seconds: float
     ) -> None:
         """Count an update; ``seconds`` is the training time of the run with it."""
         self.examples += num_examples
         self.updates += 1
         self.seconds = seconds
-        self._loss, self._learning_rate = loss.mean, learning_rate
-        self._loss_total += loss.total
-        self._loss_count += loss.count
+        self._loss, self._learning_rate = gradient.mean, learning_rate
+        self._loss_total += gradient.total
+        self._loss_count += gradient.count
         if seconds >= self._next_line:
             self._next_line = seconds + _LINE_SECONDS
-            self._write_line(loss=loss.mean, learning_rate=learning_rate)
+            self._write_line(loss=gradient.mean, learning_rate=learning_rate)
         if seconds >= self._next_progress:
             self._next_progress = seconds + _PROGRESS_SECONDS
             self._show(None)

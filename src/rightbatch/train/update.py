@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import signal
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from threading import current_thread, main_thread
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -17,26 +16,12 @@ from rightbatch.core.plan import Plan
 from rightbatch.tasks.build import build_model, build_optimizer, to_device
 from rightbatch.tasks.task import Task
 from rightbatch.train.accumulate import (
-    WindowLoss,
+    WindowGradient,
     accumulate_window,
-    gradient_norm,
     scale_gradients,
 )
 from rightbatch.train.sampler import Window
 from rightbatch.train.schedule import rate_at
-
-
-class WindowGradient(NamedTuple):
-    """What one window left in ``.grad``."""
-
-    loss: WindowLoss
-    norm: float
-    """Of the gradient over all parameters, before clipping."""
-
-    @property
-    def is_finite(self) -> bool:
-        """Whether weights may be changed by it."""
-        return math.isfinite(self.loss.total) and math.isfinite(self.norm)
 
 
 class Updater:
@@ -64,7 +49,7 @@ class Updater:
     def accumulate(self, window: Window, batches: Iterator[Any]) -> WindowGradient:
         """Leave in ``.grad`` the gradient of a window, taking its micro-batches from ``batches``."""
         sized = zip(window.micro_batch_sizes, batches, strict=False)
-        loss = accumulate_window(
+        return accumulate_window(
             self._task.loss,
             self.model,
             ((size, to_device(batch, self.device)) for size, batch in sized),
@@ -72,7 +57,6 @@ class Updater:
             constants=self.plan,
             device=self.device,
         )
-        return WindowGradient(loss, gradient_norm(self._parameters))
 
     def step(self, norm: float, examples_seen: float) -> float:
         """Clip, set the rate, change the weights, average them, empty ``.grad``: once each.

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Literal
 
 import torch
@@ -128,6 +129,8 @@ class AllocatorEvent:
     kind: Literal["memory", "mark"]
     name: str
     """Operator that allocated or freed; or the mark's text."""
+    call: int = 0
+    """Number of the operator's call."""
     address: int = 0
     delta_bytes: int = 0
 
@@ -156,7 +159,7 @@ def record_allocator(run: Callable[[Mark], None], prefix: str) -> list[Allocator
         with profiler.record_function(prefix + text):
             pass
 
-    session = profiler.profile(profile_memory=True, use_kineto=True, acc_events=True)
+    session = profiler.profile(profile_memory=True, use_kineto=True)
     with _silent_stderr():
         session.__enter__()
     try:
@@ -171,19 +174,20 @@ def record_allocator(run: Callable[[Mark], None], prefix: str) -> list[Allocator
 def _in_time_order(roots: Iterable[Any], prefix: str) -> list[AllocatorEvent]:
     """Flatten the profiler's tree into allocations and marks; the tree gives addresses and callers."""
     found: list[tuple[int, AllocatorEvent]] = []
-    stack = [(root, "python") for root in roots]
+    calls = count(1)
+    stack = [(root, "python", 0) for root in roots]
     while stack:
-        node, caller = stack.pop()
+        node, caller, call = stack.pop()
         name: str = node.name
         if node.tag.name == "Allocation":
             fields = node.extra_fields
-            event = AllocatorEvent("memory", caller, fields.ptr, fields.alloc_size)
+            event = AllocatorEvent("memory", caller, call, fields.ptr, fields.alloc_size)
             found.append((node.start_time_ns, event))
         elif name.startswith(prefix):
             found.append((node.start_time_ns, AllocatorEvent("mark", name.removeprefix(prefix))))
         elif name not in _ALLOCATING:
-            caller = name.replace("::", ".")
-        stack.extend((child, caller) for child in node.children)
+            caller, call = name.replace("::", "."), next(calls)
+        stack.extend((child, caller, call) for child in node.children)
     return [event for _, event in sorted(found, key=lambda pair: pair[0])]
 
 

@@ -13,6 +13,8 @@ from rightbatch.measure.memory.stream import Stream, order_deaths, to_trace
 from rightbatch.tasks.task import Task
 
 _PREFIX = "rightbatch/"
+_END = "end"
+_LONGEST_TURN = 32  # events of one turn of a kernel's loop
 _PHASES: dict[str, Phase] = {p: p for p in ("forward", "backward", "optimizer")}
 
 
@@ -42,10 +44,11 @@ def trace_kernels(task: Task, micro_batch_size: int, *, accumulation_steps: int 
             mark(phase)
 
         run_steps(task, subject, batches, micro_batch_size, enter)
+        mark(_END)
 
     with caller_untouched():
         log = compat.record_allocator(two_steps, _PREFIX)
-    stream = _read_log(log, claims)
+    stream = _read_log(_without_repeats(log), claims)
     return to_trace(
         order_deaths(stream.events),
         stream.owners,
@@ -76,6 +79,8 @@ def _read_log(log: list[compat.AllocatorEvent], claims: list[list[tuple[int, Own
     waiting = iter(claims)
     for event in log[first_mark:]:
         if event.kind == "mark":
+            if event.name == _END:  # what follows is the release of model and optimizer
+                break
             if event.name == "backward":
                 stream.claim_activations()
             for address, owner in next(waiting, []):
@@ -90,3 +95,39 @@ def _read_log(log: list[compat.AllocatorEvent], claims: list[list[tuple[int, Own
         elif event.address in numbers:
             stream.died(numbers.pop(event.address))
     return stream
+
+
+def _without_repeats(log: list[compat.AllocatorEvent]) -> list[compat.AllocatorEvent]:
+    """Keep one turn of every loop inside a kernel.
+
+    Some kernels take and give back the same scratch once per example, so that the number of events
+    would grow with the batch. A turn that ends where it began adds nothing to any peak.
+    """
+    kept: list[compat.AllocatorEvent] = []
+    keys: list[tuple[int, int]] = []  # of what is kept
+    for event in log:
+        kept.append(event)
+        keys.append((event.call, event.delta_bytes))
+        for length in range(2, min(_LONGEST_TURN, len(keys) // 2 if event.call else 0) + 1, 2):
+            if (
+                keys[-1] == keys[-1 - length]
+                and keys[-length:] == keys[-2 * length : -length]
+                and keys[-2 * length][0] == event.call
+                and _is_closed(kept[-length:])
+            ):
+                del kept[-length:], keys[-length:]
+                break
+    return kept
+
+
+def _is_closed(events: list[compat.AllocatorEvent]) -> bool:
+    """Whether exactly what these events allocate is freed by them."""
+    alive = set[int]()
+    for event in events:
+        if event.delta_bytes > 0:
+            alive.add(event.address)
+        elif event.address not in alive:
+            return False
+        else:
+            alive.remove(event.address)
+    return not alive

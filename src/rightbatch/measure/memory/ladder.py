@@ -18,9 +18,9 @@ from rightbatch.measure.memory.kernels import trace_kernels
 from rightbatch.measure.memory.steps import build_subject, caller_untouched
 from rightbatch.tasks.task import Task
 
-# Two sizes give a line, a third tells a parabola from it, and a far one checks the law: beside
-# reading its examples, a fake trace costs the same at any size.
-FAKE_SIZES = (2, 3, 4, 64)
+# Two sizes give a line and a far one checks it: beside reading its examples, a fake trace costs the
+# same at any size. Where the check fails, a fourth gives the parabola something to be checked by.
+FAKE_SIZES = (2, 3, 64, 4)
 # Real steps start small. Each rung checks the law of the one below, and replaces it where that
 # fails, because kernels choose other algorithms for larger batches.
 KERNEL_RUNGS = (2, 16, 64, 256)
@@ -76,8 +76,10 @@ def iterate_memory_traces(
     with caller_untouched():
         subject = build_subject(task)
     for size in FAKE_SIZES:
-        if fakes and _input_bytes(fakes[-1]) / fakes[-1].micro_batch_size * size > affordable_bytes:
+        if len(fakes) == 3 and not is_curved(fakes):
             break
+        if fakes and _input_bytes(fakes[-1]) / fakes[-1].micro_batch_size * size > affordable_bytes:
+            continue
         try:
             with caller_untouched():
                 fakes.append(trace_subject(task, subject, size, accumulation_steps))

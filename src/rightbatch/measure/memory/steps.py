@@ -116,7 +116,6 @@ def caller_untouched() -> Generator[None]:
     """
     python_state, numpy_state = random.getstate(), np.random.get_state()
     dtype, collecting = torch.get_default_dtype(), gc.isenabled()
-    gc.collect()
     gc.disable()
     try:
         with torch.random.fork_rng(devices=[]):
