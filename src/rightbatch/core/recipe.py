@@ -5,15 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_serializer, model_validator
+from pydantic import BeforeValidator, Field, field_serializer, model_validator
 
 from rightbatch.core.errors import InvalidInputError
 from rightbatch.core.record import Record
 
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
+
+def _refuse_text(value: object) -> object:
+    """Pydantic would read ``"8"`` as 8 and ``true`` as 1."""
+    if isinstance(value, (bool, str)):
+        raise ValueError("a number, without quotes")
+    return value
+
+
+_Number = BeforeValidator(_refuse_text)
+Positive = Annotated[float, _Number, Field(gt=0)]
+NonNegative = Annotated[float, _Number, Field(ge=0)]
+Fraction = Annotated[float, _Number, Field(ge=0, lt=1)]
+Count = Annotated[int, _Number, Field(ge=1)]
 
 
 class Constants(Record):
@@ -63,9 +72,10 @@ class Constants(Record):
         return self._optimizer_name(self.optimizer)
 
     def total_examples(self, batch_size: int, num_train_examples: int) -> int:
-        """Examples processed by a whole run."""
+        """Examples processed by a whole run; each epoch's last update is as short as it must be."""
         if self.steps is not None:
-            return self.steps * batch_size
+            epochs, rest = divmod(self.steps, -(-num_train_examples // batch_size))
+            return epochs * num_train_examples + rest * batch_size
         assert self.epochs is not None
         return max(1, round(self.epochs * num_train_examples))
 
@@ -90,9 +100,11 @@ class Target(Record):
     value: float
     higher_is_better: bool = True
 
-    def __init__(self, metric: str, value: float, higher_is_better: bool = True) -> None:
+    def __init__(
+        self, metric: str, value: float, higher_is_better: bool = True, **unknown: Any
+    ) -> None:
         """Accept the metric and its value by position."""
-        super().__init__(metric=metric, value=value, higher_is_better=higher_is_better)
+        super().__init__(metric=metric, value=value, higher_is_better=higher_is_better, **unknown)
 
     def is_reached(self, value: float) -> bool:
         """Whether a metric value meets the target."""

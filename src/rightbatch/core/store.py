@@ -20,7 +20,7 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         InvalidInputError: the folder cannot be written.
     """
-    handle, temporary = -1, ""
+    temporary = ""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -31,13 +31,14 @@ def write_text(path: Path, text: str) -> None:
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except OSError as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
         raise InvalidInputError(
             f"cannot write {path}: {error.strerror or error}",
             need="a folder that can be written, with space left",
             hint="choose another folder with --out, or free space",
         ) from error
+    finally:  # nothing is left of it after a replace, nor to be left after a failure or Ctrl-C
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
 
 
 def write_record(path: Path, record: Record) -> None:

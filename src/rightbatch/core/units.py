@@ -5,6 +5,7 @@ Bytes are binary: 1 GiB is 2**30. Files and JSON hold plain bytes and seconds.
 
 from __future__ import annotations
 
+import math
 import re
 
 from rightbatch.core.errors import InvalidInputError
@@ -51,7 +52,7 @@ def _parse(text: str, units: dict[str, float] | dict[str, int], need: str) -> fl
             break
         total += float(match[1]) * units[match[2].lower()]
         end = match.end()
-    if end == 0 or text[end:].strip() or total <= 0:
+    if end == 0 or text[end:].strip() or not 0 < total < math.inf:
         raise InvalidInputError(
             f"{text!r}", need=need, hint="write a number and its unit, without spaces"
         )
@@ -66,11 +67,7 @@ def format_bytes(amount: float) -> str:
     """
     for unit, size in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if abs(amount) >= size:
-            return (
-                f"{amount / size:.3g} {unit}"
-                if abs(amount) < 1000 * size
-                else f"{amount / size:.0f} {unit}"
-            )
+            return f"{_three_digits(amount / size)} {unit}"
     return f"{amount:.0f} B"
 
 
@@ -81,11 +78,11 @@ def format_seconds(amount: float) -> str:
     ('1.23 ms', '1 min 33 s')
     """
     if amount < 1e-3:
-        return f"{amount * 1e6:.3g} µs"
+        return f"{_three_digits(amount * 1e6)} µs"
     if amount < 1:
-        return f"{amount * 1e3:.3g} ms"
+        return f"{_three_digits(amount * 1e3)} ms"
     if amount < 60:
-        return f"{amount:.3g} s"
+        return f"{_three_digits(amount)} s"
     minutes, seconds = divmod(round(amount), 60)
     if minutes < 60:
         return f"{minutes} min {seconds} s"
@@ -100,4 +97,8 @@ def format_number(amount: float) -> str:
     """
     if float(amount).is_integer() and abs(amount) < 1e15:
         return f"{int(amount):,}"
-    return f"{amount:.4g}" if abs(amount) < 1e4 else f"{amount:,.0f}"
+    return f"{amount:.4g}" if abs(amount) < 9999.5 else f"{amount:,.0f}"
+
+
+def _three_digits(amount: float) -> str:
+    return f"{amount:.3g}" if abs(amount) < 999.5 else f"{amount:.0f}"  # 999.7 is not 1e+03

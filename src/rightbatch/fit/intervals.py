@@ -71,9 +71,10 @@ def fieller_ratio(numerators: Sequence[float], denominators: Sequence[float]) ->
         return Ratio(
             value, max(float(cross - root) / float(square), 0.0), float(cross + root) / float(square)
         )
-    # Not bounded above: the inequality holds outside the roots, and the positive one bounds from below.
-    roots = [r for r in ((cross - root) / square, (cross + root) / square) if r > 0] if square else []
-    return Ratio(value, float(min(roots, default=0.0)), None)
+    # Not bounded above: the inequality holds outside the roots, one of them positive, unless it also
+    # holds at 0, where the numerator cannot be told from zero either.
+    roots = [(cross - root) / square, (cross + root) / square] if square and constant > 0 else []
+    return Ratio(value, float(max([0.0, *roots])), None)
 
 
 def median_standard_error(samples: NDArray[np.float64]) -> float:

@@ -143,8 +143,11 @@ def _method(measurements: Measurements, models: Models, plan: Plan | None) -> li
     return [
         tag("h2", "How each number was obtained"),
         sections.render_table(tables.models_table(models, measurements)),
-        tag("p", "Intervals hold 90 %. A residual is the median relative error of the fit; of the memory"
-            " law, the largest error at a traced size that did not fix it."),
+        tag(
+            "p",
+            "Intervals hold 90 %. A residual is the median relative error of the fit; of the memory"
+            " law, the largest error at a traced size that did not fix it.",
+        ),
         sections.render_notes(models.memory.caveats if models.memory else ()),
         tag("h2", "Where it was measured"),
         sections.render_table(tables.environment_table(measurements)),

@@ -78,7 +78,10 @@ def render_decisions(decisions: Sequence[Decision], recipe: Recipe) -> Html:
         for word, meaning in _EVIDENCE.items()
     ]
     legend = join(part for word in words for part in (word, Html("; ")))
-    return join([tag("div", table, class_="scroll"), tag("p", Html(legend.removesuffix("; ") + "."), class_="legend")])
+    return join([
+        tag("div", table, class_="scroll"),
+        tag("p", Html(legend.removesuffix("; ") + "."), class_="legend"),
+    ])
 
 
 def render_table(table: Table) -> Html:
@@ -92,7 +95,9 @@ def render_table(table: Table) -> Html:
         tag("tr", *(cell("td", c, text) for c, text in zip(table.columns, row, strict=True)))
         for row in table.rows
     ]
-    return tag("div", tag("table", *(head if any(table.columns) else ()), tag("tbody", *rows)), class_="scroll")
+    return tag(
+        "div", tag("table", *(head if any(table.columns) else ()), tag("tbody", *rows)), class_="scroll"
+    )
 
 
 def render_sources(keys: Iterable[str]) -> Html:

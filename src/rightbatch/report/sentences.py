@@ -115,7 +115,9 @@ def loader_verdict(models: Models, plan: Plan | None) -> str:
         return f"The loader keeps up, hidden behind the step: {rates}."
     share = load / (load + step)
     advice = "; worker processes would hide it" if share > OVERHEAD_SHARE else ""
-    return f"The step sets the pace: {rates}. Loading takes {percent(share)} of the time of both{advice}."
+    return (
+        f"The step sets the pace: {rates}. Loading takes {percent(share)} of the time of both{advice}."
+    )
 
 
 def memory_sentence(model: MemoryModel, micro_batch_size: int, limit_bytes: int) -> str:
@@ -183,9 +185,7 @@ def next_steps(
         steps.append(f"{doubt}: `{again} --refresh`")
     if not compared and plan.global_batch_size != measurements.task.recipe.batch_size:
         recipe = f"rightbatch train {task} --run {where}/runs/recipe"
-        steps.append(
-            f"Train today's recipe too and compare: `{recipe} && rightbatch report {where}`"
-        )
+        steps.append(f"Train today's recipe too and compare: `{recipe} && rightbatch report {where}`")
     return steps
 
 

@@ -30,8 +30,9 @@ def render(table: Table) -> RichTable:
 
     drawn = RichTable(box=SIMPLE_HEAD, pad_edge=False)
     for column in table.columns:
-        is_words = column in table.words
-        drawn.add_column(column, justify="left" if is_words else "right", overflow="fold")
+        justify = "left" if column in table.words else "right"
+        longest_word = max(map(len, column.split()), default=0)
+        drawn.add_column(column, justify=justify, min_width=longest_word, overflow="fold")
     for row in table.rows:
         drawn.add_row(*row)
     return drawn
