@@ -1,4 +1,4 @@
-"""Seconds per update of rightbatch's loop over a bare hand-written PyTorch loop, interleaved.
+"""Time per update of rightbatch's loop over a bare hand-written PyTorch loop, interleaved.
 
     python benchmarks/train_overhead.py digits digits-cnn fashion-mnist
 
@@ -53,9 +53,7 @@ def loop_seconds(task: Task) -> float:
 
 def main() -> None:
     torch.set_num_threads(1)
-    print(
-        "| task | bare ms/update | rightbatch ms/update | ratio | 95 % interval |\n|---|---|---|---|---|"
-    )
+    print("| task | bare, ms | rightbatch, ms | ratio | 95 % interval |\n|---|---|---|---|---|")
     for name in sys.argv[1:]:
         task = rb.load_task(name)
         pairs: list[tuple[float, float]] = []

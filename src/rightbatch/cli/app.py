@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
@@ -90,7 +91,7 @@ def _overview() -> str:
     return "\n\n".join([usage, _ABOUT, "\n".join(verbs), _CODES])
 
 
-def _build_app() -> App:
+def build_app() -> App:
     """Register every verb by name; its module is imported when it is called."""
     from cyclopts import App, Parameter
 
@@ -113,7 +114,7 @@ def _run(tokens: list[str], *, as_json: bool) -> int:
     from cyclopts import CycloptsError
 
     try:
-        command, bound, _ = _build_app().parse_args(tokens, print_error=False, exit_on_error=False)
+        command, bound, _ = build_app().parse_args(tokens, print_error=False, exit_on_error=False)
         if "json" not in bound.signature.parameters:  # --help and --version print by themselves
             command(*bound.args, **bound.kwargs)
             return EXIT_DONE
@@ -125,8 +126,10 @@ def _run(tokens: list[str], *, as_json: bool) -> int:
     except RightBatchError as error:
         show_error(error, as_json=as_json)
         return error.exit_code
-    except KeyboardInterrupt:
-        error = StoppedByUserError("Ctrl-C before anything was kept", "the whole run", "run it again")
+    except KeyboardInterrupt as stop:
+        kept = "; ".join(getattr(stop, "__notes__", ["nothing was kept"]))
+        again = shlex.join(["rightbatch", *(token for token in tokens if token != "--refresh")])
+        error = StoppedByUserError(f"Ctrl-C: {kept}", "time to finish", hint=f"go on with: {again}")
         show_error(error, as_json=as_json)
         return error.exit_code
     show(answer, as_json=as_json)

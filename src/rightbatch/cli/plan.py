@@ -105,9 +105,7 @@ def _measurements(
         if folder != path.parent:
             write_record(folder / "measurements.json", measurements)
         return measurements, folder, None
-    from rightbatch.tasks.load import load_task
-
-    task = load_task(spec)
+    task = load(spec, measuring.device)
     folder = out or Path(f"rightbatch-{task.name}")
     return measure_task(task, measuring, out=folder, refresh=refresh), folder, task
 

@@ -71,6 +71,20 @@ def read_saved(path: Path, measuring: Measuring, **needs_task: bool) -> Measurem
     return read_record(path, Measurements)
 
 
+def load(spec: str, device: str) -> Task:
+    """Load a task, once the device is known to be there.
+
+    Raises:
+        InvalidInputError: torch cannot use the device here.
+        InvalidTaskError: the task cannot be found or built.
+    """
+    from rightbatch.measure.environment import read_environment
+    from rightbatch.tasks.load import load_task
+
+    read_environment(device)
+    return load_task(spec)
+
+
 def measure_task(
     task: Task,
     measuring: Measuring,
@@ -111,9 +125,7 @@ def measured(spec: str, measuring: Measuring, stages: Sequence[str]) -> Measurem
     """Measurements of some stages, saved by an earlier call or made now and not saved."""
     if path := saved_file(spec):
         return read_saved(path, measuring)
-    from rightbatch.tasks.load import load_task
-
-    return measure_task(load_task(spec), measuring, stages=stages)
+    return measure_task(load(spec, measuring.device), measuring, stages=stages)
 
 
 def option(name: str, parse: Callable[[str], Value], text: str) -> Value:

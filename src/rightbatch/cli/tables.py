@@ -110,9 +110,9 @@ def scale(
     """
     from rightbatch.plan.scaling import scaling_table
 
-    if min(to, examples or 1) < 1:
-        found = f"--to {to}" if to < 1 else f"--examples {examples}"
-        raise InvalidInputError(found, need="1 or more", hint="count examples")
+    for name, count in (("--to", to), ("--examples", examples)):
+        if count is not None and count < 1:
+            raise InvalidInputError(f"{name} {count}", need="1 or more", hint="count examples")
     betas = companions.betas
     recipe = Recipe(
         optimizer=optimizer,

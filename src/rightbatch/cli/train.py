@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rightbatch.cli.output import Answer, say
 from rightbatch.cli.progress import train_bar
-from rightbatch.cli.source import Flag
+from rightbatch.cli.source import Flag, load
 from rightbatch.core.errors import EXIT_DONE, EXIT_FINDING, EXIT_INTERRUPTED
 from rightbatch.core.plan import Plan
 from rightbatch.core.run import Outcome, Run
@@ -42,10 +42,9 @@ def train(
         json: Print one JSON document on stdout.
     """
     from rightbatch.plan.toml import read_plan
-    from rightbatch.tasks.load import load_task
 
     chosen = read_plan(plan) if plan else None
-    loaded = load_task(task)
+    loaded = load(task, device)
     by_default = (
         plan.parent / "runs" / plan.stem if plan else Path(f"rightbatch-{loaded.name}/runs/recipe")
     )

@@ -20,6 +20,7 @@ class RightBatchError(Exception):
     def __init__(self, found: str, need: str, hint: str) -> None:
         """Keep the three parts in ``args``, so the error survives pickling to and from a worker."""
         super().__init__(found, need, hint)
+        self.args = (found, need, hint)  # OSError would take the third for a file name
 
     @property
     def found(self) -> str:

@@ -12,7 +12,11 @@ from rightbatch.core.record import Record
 
 
 def _refuse_text(value: object) -> object:
-    """Pydantic would read ``"8"`` as 8 and ``true`` as 1."""
+    """Keep pydantic from reading ``"8"`` as 8 and ``true`` as 1.
+
+    Raises:
+        ValueError: the value is no number.
+    """
     if isinstance(value, (bool, str)):
         raise ValueError("a number, without quotes")
     return value

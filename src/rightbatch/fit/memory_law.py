@@ -12,7 +12,7 @@ rounded. Only an instant that follows a birth and precedes a death can be the pe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,8 +50,6 @@ class Law:
     """Traced sizes that fixed the coefficients."""
     held_out: tuple[int, ...]
     """Traced sizes that align with the anchors and fixed nothing."""
-    residual_bytes: int
-    """Largest error at a held-out size."""
     denominator: int
     pieces: tuple[Piece, ...]
     last_size: int
@@ -65,9 +63,9 @@ class Law:
         )
 
     @property
-    def first_size(self) -> int:
-        """Smallest traced size that follows it."""
-        return min((*self.anchors, *self.held_out))
+    def sizes(self) -> tuple[int, ...]:
+        """Traced sizes that follow it."""
+        return tuple(sorted((*self.anchors, *self.held_out)))
 
     def piece_at(self, size: int) -> Piece:
         """The piece that covers a micro-batch size."""
@@ -89,11 +87,6 @@ class Law:
         return -(-_horner(chosen, sizes) // self.denominator)
 
 
-def aligned(first: MemoryTrace, second: MemoryTrace) -> bool:
-    """Whether two traces list the same births and deaths in the same order."""
-    return signature(first) == signature(second)
-
-
 def signature(trace: MemoryTrace) -> tuple[object, ...]:
     """What two traces must share to be compared event by event."""
     falls = np.asarray(trace.delta_bytes) < 0
@@ -103,97 +96,100 @@ def signature(trace: MemoryTrace) -> tuple[object, ...]:
 def fit_law(traces: Sequence[MemoryTrace]) -> Law:
     """Interpolate aligned traces event by event and take the upper envelope.
 
-    The largest sizes fix the coefficients: a line, or a parabola where some instant of another
-    size is not on its line.
+    The outermost sizes fix the coefficients, so that storages which libraries round up to whole
+    pages bend the slope least. A line, or a parabola where that meets the other sizes better.
 
     Args:
         traces: at least two, aligned, of different sizes.
     """
     ordered = sorted(traces, key=lambda t: t.micro_batch_size)
-    sizes = [t.micro_batch_size for t in ordered]
+    sizes = np.array([t.micro_batch_size for t in ordered])
     deltas = np.array([t.delta_bytes for t in ordered], dtype=np.int64)
-    degree = 1
-    if len(sizes) >= 3:
-        degree = min((1, 2), key=lambda d: _largest_error(sizes, deltas, d))
-    coefficients, denominator = _interpolate(sizes[-degree - 1 :], deltas[-degree - 1 :])
-    pieces, last_size = _pieces(ordered[-1], coefficients, smallest=sizes[-degree - 1])
-    law = Law(
+    outer, middle = [0, len(sizes) - 1], len(sizes) // 2
+    choices = [outer, [0, middle, len(sizes) - 1]] if len(sizes) >= 3 else [outer]
+    rows = min(choices, key=lambda rows: _largest_error(sizes, deltas, rows))
+    coefficients, denominator = _interpolate(sizes[rows].tolist(), deltas[rows])
+    pieces, last_size = _pieces(ordered[-1], coefficients, smallest=int(sizes[0]))
+    return Law(
         source=ordered[-1].source,
-        anchors=tuple(sizes[-degree - 1 :]),
-        held_out=tuple(sizes[: -degree - 1]),
-        residual_bytes=0,
+        anchors=_as_ints(sizes[rows]),
+        held_out=_as_ints(np.delete(sizes, rows)),
         denominator=denominator,
         pieces=pieces,
         last_size=last_size,
     )
-    peaks = np.cumsum(deltas, axis=1).max(axis=1)
-    errors = [abs(law.peak_bytes(b) - int(p)) for b, p in zip(sizes, peaks, strict=True)]
-    return replace(law, residual_bytes=max(errors))
 
 
 def line_through_peaks(traces: Sequence[MemoryTrace]) -> tuple[Law, float]:
-    """Bound the peak of streams that do not align by the line through their outermost peaks.
+    """Describe streams that do not align by the line through their outermost peaks.
 
     Args:
         traces: at two or more sizes.
 
     Returns:
-        The line as a law, and the share by which peaks or the slope may be off: the largest
-        relative error of the line at a traced size and of its slope against that of any half.
+        The line as a law, and by which share its slope may be off: its largest departure from the
+        slope between peaks that lie at least half the sizes apart.
     """
     ordered = sorted(traces, key=lambda t: t.micro_batch_size)
     sizes = [t.micro_batch_size for t in ordered]
     peaks = [peak_parts(t) for t in ordered]
-    outer = (sizes[0], sizes[-1])
-    owners: list[Owner] = list(peaks[-1][1])
-    table = np.array([[p[1].get(o, 0) for o in owners] for p in (peaks[0], peaks[-1])], dtype=np.int64)
-    coefficients, denominator = _interpolate(outer, table)
+    owners = ordered[0].owners
+    table = np.array([[p.parts[o] for o in owners] for p in (peaks[0], peaks[-1])], dtype=np.int64)
+    coefficients, denominator = _interpolate([sizes[0], sizes[-1]], table)
     total = coefficients.sum(axis=0)
     piece = Piece(
         first_size=1,
         coefficients=_as_ints(total),
         parts={o: _as_ints(row) for o, row in zip(owners, coefficients, strict=True)},
-        phase=peaks[-1][2],
-        operator=peaks[-1][3],
+        phase=peaks[-1].phase,
+        operator=peaks[-1].operator,
     )
     law = Law(
         source=ordered[-1].source,
-        anchors=outer,
+        anchors=(sizes[0], sizes[-1]),
         held_out=tuple(sizes[1:-1]),
-        residual_bytes=0,
         denominator=denominator,
         pieces=(piece,),
         last_size=_last_safe_size(total[None]),
     )
-    misses = {b: law.peak_bytes(b) - p[0] for b, p in zip(sizes, peaks, strict=True)}
-    share = max(abs(m) / p[0] for m, p in zip(misses.values(), peaks, strict=True))
-    slope = (peaks[-1][0] - peaks[0][0]) / (outer[1] - outer[0])
-    half = (outer[1] - outer[0]) / 2
     slopes = [
-        (q[0] - p[0]) / (c - b)
+        (q.peak_bytes - p.peak_bytes) / (c - b)
         for b, p in zip(sizes, peaks, strict=True)
         for c, q in zip(sizes, peaks, strict=True)
-        if c - b >= half
+        if 2 * (c - b) >= sizes[-1] - sizes[0]
     ]
-    if slope > 0:
-        share = max(share, *(abs(s / slope - 1) for s in slopes))
-    return replace(law, residual_bytes=max(abs(m) for m in misses.values())), share
+    slope = (peaks[-1].peak_bytes - peaks[0].peak_bytes) / (sizes[-1] - sizes[0])
+    return law, max((abs(s / slope - 1) for s in slopes), default=0.0) if slope else 0.0
 
 
-def peak_parts(trace: MemoryTrace) -> tuple[int, dict[Owner, int], str, str]:
-    """Peak bytes of one trace, its parts by owner, its phase and its operator."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peak:
+    """The peak of one trace."""
+
+    peak_bytes: int
+    parts: dict[Owner, int]
+    phase: str
+    operator: str
+
+
+def peak_parts(trace: MemoryTrace) -> Peak:
+    """Find the peak of one trace and what is alive at it."""
     deltas = np.asarray(trace.delta_bytes, dtype=np.int64)
     at = int(np.argmax(np.cumsum(deltas)))
     owners = np.asarray(trace.owner)[: at + 1]
     parts = {o: int(deltas[: at + 1][owners == i].sum()) for i, o in enumerate(trace.owners)}
-    phase, operator = trace.phases[trace.phase[at]], trace.operators[trace.operator[at]]
-    return sum(parts.values()), parts, phase, operator
+    return Peak(
+        peak_bytes=sum(parts.values()),
+        parts=parts,
+        phase=trace.phases[trace.phase[at]],
+        operator=trace.operators[trace.operator[at]],
+    )
 
 
-def _largest_error(sizes: list[int], deltas: Ints, degree: int) -> float:
+def _largest_error(sizes: Ints, deltas: Ints, rows: list[int]) -> float:
     """Largest error of the live memory at any instant of any traced size."""
-    coefficients, denominator = _interpolate(sizes[-degree - 1 :], deltas[-degree - 1 :])
-    predicted = _horner(coefficients, np.array(sizes)[:, None]) / denominator
+    coefficients, denominator = _interpolate(sizes[rows].tolist(), deltas[rows])
+    predicted = _horner(coefficients, sizes[:, None]) / denominator
     return float(np.abs(np.cumsum(predicted - deltas, axis=1)).max())
 
 

@@ -2,13 +2,13 @@
 
 The number comes from the allocator's own streams where there are some, else from fake traces,
 which cannot see what kernels allocate inside themselves. Streams that align event by event give
-an exact law (see ``memory_law``); streams that do not give a line through their peaks and an
-interval. Sizes between two families of streams (a larger batch took other kernels) follow the
-family that was traced at the nearest smaller size.
+an exact law (see ``memory_law``), one for each family where larger batches took other kernels.
+Streams that do not align give a line through their peaks and an interval.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,45 +29,52 @@ from rightbatch.fit.memory_law import (
     signature,
 )
 
-# What a fake trace may miss, as a share of the peak: largest seen over convolution nets (5.0 %) and
-# recurrent nets of oneDNN (26 %), rounded up.
-_UNSEEN_SHARE = {"convolution": 0.06, "mkldnn_rnn_layer": 0.4}
+# What a fake trace may miss, as a share of its peak: the largest seen on small nets, rounded up.
+# Convolutions 42 %, recurrent layers of oneDNN 98 %; nets whose weights dominate miss far less.
+_UNSEEN_SHARE = {"convolution": 0.45, "mkldnn_rnn_layer": 1.0}
 # Streams at tiny sizes alone, with none at 16 or more to confirm them: largest error seen 10.5 %.
 _UNCONFIRMED_SHARE = 0.12
 _CONFIRMING_SIZE = 16
-# Two families of streams that agree this well at a traced size describe the same step.
-_AGREEMENT = 1e-3
+# A line errs least between its ends, where it is checked: beyond them allow this many times a miss.
+_CAUTION = 5
+# A miss below this share of the peak is rounding inside libraries: no reason to split or give up a law.
+_ROUNDING = 1e-3
+# Laws that miss a traced size by more are compared with a plain line through the peaks.
+_TOLERATED = 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryModel:
-    """Bytes of live tensors at the peak of two steps, as a function of the micro-batch size."""
+    """Bytes of live tensors at the peak of two steps, as a function of the micro-batch size.
+
+    Sizes between two traced ones follow their common law; where the two follow different laws, the
+    larger of both is the answer and both are the interval.
+    """
 
     laws: tuple[Law, ...]
-    """By smallest traced size; each holds from there to where the next begins."""
+    family: dict[int, int]
+    """Traced size to the index of its law, in order of size."""
     evidence: Literal["measured", "derived"]
     """``measured``: streams of real steps; ``derived``: fake traces, kernel scratch unseen."""
-    exact: bool
-    """Every stream aligned and every held-out size was met to the byte."""
+    residual_bytes: int
+    """Largest error at a traced size; 0 where every traced size was met to the byte."""
     low_share: float
     """The interval begins this share of the peak below it."""
     high_share: float
     """And ends this share above."""
     worst_case: Law | None
-    """Bound from fake traces of a step whose memory depends on its data."""
-    residual_bytes: int
-    """Largest error at a traced size that did not fix the law; 0 where all were met."""
+    """What the step would hold if every data-dependent choice were the largest."""
     caveats: tuple[str, ...]
 
     @property
-    def valid_range(self) -> tuple[int, int]:
-        """Smallest traced size, and the largest size the law is written for."""
-        return min(self.traced_sizes), min(law.last_size for law in self.laws)
+    def exact(self) -> bool:
+        """Whether one law met every traced size and nothing was assumed."""
+        return len(self.laws) == 1 and not (self.residual_bytes or self.high_share or self.worst_case)
 
     @property
-    def traced_sizes(self) -> tuple[int, ...]:
-        """Micro-batch sizes whose streams fixed or checked the law."""
-        return tuple(sorted({b for law in self.laws for b in (*law.anchors, *law.held_out)}))
+    def valid_range(self) -> tuple[int, int]:
+        """Smallest traced size, and the largest size that the laws are written for."""
+        return min(self.family), min(law.last_size for law in self.laws)
 
     def peak_bytes(self, micro_batch_size: int) -> int:
         """Highest sum of live tensor bytes over two steps of the recipe.
@@ -84,47 +91,52 @@ class MemoryModel:
             InvalidInputError: a size is below 1 or beyond the law's range.
         """
         sizes = np.asarray(micro_batch_sizes, dtype=np.int64)
-        if sizes.size:
-            self._law(int(sizes.min()))
-            self._law(int(sizes.max()))
-        peaks = self.laws[0].peaks_bytes(sizes)
-        for law in self.laws[1:]:
-            peaks = np.where(sizes >= law.first_size, law.peaks_bytes(sizes), peaks)
-        return peaks
+        for outermost in (sizes.min(), sizes.max()) if sizes.size else ():
+            self._check(int(outermost))
+        traced, chosen = np.array(list(self.family)), np.array(list(self.family.values()))
+        last = len(traced) - 1
+        below = chosen[np.clip(np.searchsorted(traced, sizes, side="right") - 1, 0, last)]
+        above = chosen[np.clip(np.searchsorted(traced, sizes, side="left"), 0, last)]
+        peaks = np.stack([law.peaks_bytes(sizes) for law in self.laws])
+        at = np.arange(sizes.size).reshape(sizes.shape)
+        flat = peaks.reshape(len(self.laws), -1)
+        return np.maximum(flat[below, at], flat[above, at])
 
     def low_bytes(self, micro_batch_size: int) -> int:
         """Lower end of the interval; the peak itself where the law is exact."""
-        return int(self.peak_bytes(micro_batch_size) * (1 - self.low_share))
+        low = min(law.peak_bytes(micro_batch_size) for law in self._laws(micro_batch_size))
+        low -= self._spread(micro_batch_size)
+        return max(0, low - math.ceil(self.low_share * low))
 
     def high_bytes(self, micro_batch_size: int) -> int:
         """Upper end of the interval; the peak itself where the law is exact."""
         peak = self.peak_bytes(micro_batch_size)
-        high = peak + round(peak * self.high_share)
-        return max(high, self.worst_case.peak_bytes(micro_batch_size)) if self.worst_case else high
+        return peak + math.ceil(self.high_share * peak) + self._spread(micro_batch_size)
 
     def breakdown(self, micro_batch_size: int) -> dict[Owner, int]:
-        """Bytes by owner at the instant of the peak; they sum to ``peak_bytes``."""
-        law, piece = self._law(micro_batch_size), self._piece(micro_batch_size)
+        """Bytes by owner at the instant of the peak; they sum to ``peak_bytes``.
+
+        Scratch inside kernels, where real steps were traced, is part of ``temporaries``.
+        """
+        law = self._law(micro_batch_size)
+        piece = law.piece_at(micro_batch_size)
         parts = {owner: law.evaluate(c, micro_batch_size) for owner, c in piece.parts.items()}
         parts["temporaries"] += law.peak_bytes(micro_batch_size) - sum(parts.values())  # rounding
         return parts
 
     def peak_at(self, micro_batch_size: int) -> tuple[str, str]:
         """Phase and operator of the allocation that makes the peak."""
-        piece = self._piece(micro_batch_size)
+        piece = self._law(micro_batch_size).piece_at(micro_batch_size)
         return piece.phase, piece.operator
 
     def pieces(self) -> tuple[tuple[int, str, str], ...]:
         """First micro-batch size, phase and operator of each stretch with one peak instant."""
+        starts = {1, *(piece.first_size for law in self.laws for piece in law.pieces)}
+        starts |= set(range(1, max(self.family) + 2))
         found: list[tuple[int, str, str]] = []
-        for law, until in zip(self.laws, (*(b.first_size for b in self.laws[1:]), None), strict=True):
-            begin = law.first_size if found else 1
-            found += [
-                (max(piece.first_size, begin), piece.phase, piece.operator)
-                for piece, following in zip(law.pieces, (*law.pieces[1:], None), strict=True)
-                if (until is None or piece.first_size < until)
-                and (following is None or following.first_size > begin)
-            ]
+        for size in sorted(starts):
+            if not found or found[-1][1:] != self.peak_at(size):
+                found.append((size, *self.peak_at(size)))
         return tuple(found)
 
     def max_micro_batch(self, limit_bytes: int, headroom: float = 0.0) -> int:
@@ -144,11 +156,9 @@ class MemoryModel:
         if (least := self.high_bytes(1)) > usable:
             parts = self.breakdown(1)
             largest = max(parts, key=lambda owner: parts[owner])
-            found = f"one example needs {least:,} bytes ({format_bytes(least)}) of {usable:,} usable"
+            found = f"one example needs {least:,} bytes ({format_bytes(least)}), usable are {usable:,}"
             need = f"{least - usable:,} bytes more"
-            hint = (
-                f"raise the limit or shrink the largest part, {largest}: {format_bytes(parts[largest])}"
-            )
+            hint = f"raise the limit, or shrink the largest part: {largest}, {format_bytes(parts[largest])}"
             raise InfeasibleError(found, need=need, hint=hint)
         fits, fails = 1, self.valid_range[1] + 1
         while fails - fits > 1:
@@ -156,15 +166,31 @@ class MemoryModel:
             fits, fails = (middle, fails) if self.high_bytes(middle) <= usable else (fits, middle)
         return fits
 
-    def _law(self, size: int) -> Law:
+    def _check(self, size: int) -> None:
         last = self.valid_range[1]
         if not 1 <= size <= last:
-            found = f"micro-batch size {size}"
-            raise InvalidInputError(found, need=f"a size from 1 to {last:,}", hint="ask within it")
-        return next((law for law in reversed(self.laws) if law.first_size <= size), self.laws[0])
+            need = f"a size from 1 to {last:,}"
+            raise InvalidInputError(
+                f"micro-batch size {size}", need=need, hint="ask for one in the range"
+            )
 
-    def _piece(self, size: int) -> Piece:
-        return self._law(size).piece_at(size)
+    def _laws(self, size: int) -> tuple[Law, Law]:
+        """The laws of the nearest traced sizes that are not above and not below a size."""
+        self._check(size)
+        traced = list(self.family)
+        below = max((b for b in traced if b <= size), default=traced[0])
+        above = min((b for b in traced if b >= size), default=traced[-1])
+        return self.laws[self.family[below]], self.laws[self.family[above]]
+
+    def _law(self, size: int) -> Law:
+        """The one that gives the larger peak."""
+        return max(self._laws(size), key=lambda law: law.peak_bytes(size))
+
+    def _spread(self, size: int) -> int:
+        """How far the worst case of a data-dependent step lies above the peak."""
+        return (
+            max(0, self.worst_case.peak_bytes(size) - self.peak_bytes(size)) if self.worst_case else 0
+        )
 
 
 def fit_memory_model(traces: Sequence[MemoryTrace]) -> MemoryModel:
@@ -176,77 +202,115 @@ def fit_memory_model(traces: Sequence[MemoryTrace]) -> MemoryModel:
     Raises:
         MeasurementError: no source has traces at two sizes.
     """
-    kernels = [t for t in traces if t.source == "kernels"]
-    fakes = [t for t in traces if t.source == "fake"]
-    real = len({t.micro_batch_size for t in kernels}) >= 2
+    by_source = {
+        source: sorted(
+            {t.micro_batch_size: t for t in traces if t.source == source}.values(),
+            key=lambda t: t.micro_batch_size,
+        )
+        for source in ("fake", "kernels")
+    }
+    fakes, kernels = by_source["fake"], by_source["kernels"]
+    real = len(kernels) >= 2
     chosen = kernels if real else fakes
-    if len({t.micro_batch_size for t in chosen}) < 2:
-        found = f"{len(traces)} memory trace(s), at one micro-batch size or none"
-        raise MeasurementError(found, need="traces at two sizes", hint="trace sizes 2 and 3")
-    laws, spread, residual = _fit_source(chosen)
-    caveats = list(dict.fromkeys(text for trace in chosen for text in trace.caveats))
-    low_share = high_share = spread
-    if spread:
-        caveats.append(f"the streams do not follow one law: interval of {spread:.2%} to each side")
-    if not real:
-        share, names = _unseen(fakes)
-        high_share += share
-        if names:
-            caveats.append(
-                f"scratch inside {' and '.join(names)} kernels is not seen: up to {share:.0%}"
-            )
-    elif not spread and max(laws[-1].anchors) < _CONFIRMING_SIZE:
-        high_share += _UNCONFIRMED_SHARE
-        caveats.append(
-            f"no real step of {_CONFIRMING_SIZE} examples or more was run: larger ones may take"
-            f" kernels with up to {_UNCONFIRMED_SHARE:.0%} more scratch"
-        )
-    if min(t.micro_batch_size for t in chosen) > 1:
-        caveats.append("a micro-batch of 1 is extrapolated: it may take other kernels")
-    worst_case: Law | None = None
-    if real and spread and fakes and any(t.caveats for t in fakes):
-        worst_case = (
-            _fit_source(fakes)[0][-1] if len({t.micro_batch_size for t in fakes}) >= 2 else None
-        )
+    if len(chosen) < 2:
+        found = f"{len(fakes)} fake and {len(kernels)} real memory trace(s)"
+        raise MeasurementError(found, need="two sizes of one kind", hint="trace sizes 2 and 3")
+    fitted = _fit(chosen)
+    caveats = list(dict.fromkeys(text for trace in (*fakes, *kernels) for text in trace.caveats))
+    if fitted.miss > _ROUNDING or fitted.slope_share:
+        caveats.append(f"traced sizes do not follow one law: {fitted.share:.1%} added on both sides")
+    unseen, doubt = _doubt(chosen, real=real)
+    caveats += [doubt] if doubt else []
+    if _input_bytes(chosen[0]) >= _input_bytes(chosen[-1]):
+        sizes = f"{chosen[0].micro_batch_size} and {chosen[-1].micro_batch_size} examples"
+        caveats.append(f"batches of {sizes} take the same bytes: does collate ignore examples?")
+    if chosen[0].micro_batch_size > 1:
+        caveats.append("a micro-batch of 1 was not traced: it may take other kernels")
+    assumed = real and len(fakes) >= 2 and any(trace.caveats for trace in fakes)
     return MemoryModel(
-        laws=laws,
+        laws=fitted.laws,
+        family=fitted.family,
         evidence="measured" if real else "derived",
-        exact=not spread and not residual,
-        low_share=low_share,
-        high_share=high_share,
-        worst_case=worst_case,
-        residual_bytes=residual,
+        residual_bytes=fitted.residual_bytes,
+        low_share=fitted.share,
+        high_share=fitted.share + unseen,
+        worst_case=_fit(fakes).laws[-1] if assumed else None,
         caveats=tuple(caveats),
     )
 
 
-def _fit_source(traces: Sequence[MemoryTrace]) -> tuple[tuple[Law, ...], float, int]:
-    """Laws of one source's traces, the share by which they miss, and the largest miss in bytes."""
-    by_size = {t.micro_batch_size: t for t in traces}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Fitted:
+    laws: tuple[Law, ...]
+    family: dict[int, int]
+    residual_bytes: int
+    miss: float  # largest share of a traced peak by which it is missed
+    slope_share: float  # by which the slope may be off
+
+    @property
+    def share(self) -> float:
+        """Half-width of the interval, as a share of the peak."""
+        return max(_CAUTION * self.miss, self.slope_share)
+
+
+def _fit(traces: Sequence[MemoryTrace]) -> _Fitted:
+    """Fit each family of aligned streams; the line through the peaks where that describes them better.
+
+    Args:
+        traces: of one source, in order of size.
+    """
     families: defaultdict[tuple[object, ...], list[MemoryTrace]] = defaultdict(list)
-    for trace in by_size.values():
+    for trace in traces:
         families[signature(trace)].append(trace)
-    laws = sorted(
-        (fit_law(family) for family in families.values() if len(family) >= 2),
-        key=lambda law: law.first_size,
+    laws = [law for family in families.values() if len(family) >= 2 for law in _split(family)]
+    fitted = _judge(traces, laws, 0.0) if laws else None
+    if fitted is not None and fitted.miss <= _TOLERATED:
+        return fitted
+    law, slope_share = line_through_peaks(traces)
+    line = _judge(traces, [law], slope_share)
+    return line if fitted is None or line.miss < fitted.miss else fitted
+
+
+def _split(family: Sequence[MemoryTrace]) -> list[Law]:
+    """One law, or one for the smaller and one for the larger sizes where storages change their formula."""
+    law = fit_law(family)
+    if len(family) < 4 or _judge(family, [law], 0.0).miss <= _ROUNDING:
+        return [law]
+    half = len(family) // 2
+    return [*_split(family[:half]), *_split(family[half:])]
+
+
+def _judge(traces: Sequence[MemoryTrace], laws: Sequence[Law], slope_share: float) -> _Fitted:
+    """Compare laws with every traced size, one that belongs to no family with its nearest."""
+    family = dict(sorted((size, index) for index, law in enumerate(laws) for size in law.sizes))
+    residual, miss = 0, 0.0
+    for trace in traces:
+        peak = peak_parts(trace).peak_bytes
+        nearest = min(family, key=lambda size: abs(size - trace.micro_batch_size))
+        error = abs(laws[family[nearest]].peak_bytes(trace.micro_batch_size) - peak)
+        residual, miss = max(residual, error), max(miss, error / peak)
+    return _Fitted(
+        laws=tuple(laws), family=family, residual_bytes=residual, miss=miss, slope_share=slope_share
     )
-    peaks = {size: peak_parts(trace)[0] for size, trace in by_size.items()}
-
-    def miss(size: int, candidates: Sequence[Law]) -> int:
-        law = next((c for c in reversed(candidates) if c.first_size <= size), candidates[0])
-        return abs(law.peak_bytes(size) - peaks[size])
-
-    if laws:
-        residual = max(miss(size, laws) for size in by_size)
-        share = max(miss(size, laws) / peaks[size] for size in by_size)
-        if share <= _AGREEMENT:
-            return tuple(laws), 0.0, residual
-    line, share = line_through_peaks(list(by_size.values()))
-    return (line,), share, max(miss(size, [line]) for size in by_size)
 
 
-def _unseen(traces: Sequence[MemoryTrace]) -> tuple[float, list[str]]:
-    """Share of the peak that kernels may add out of sight, and which kernels."""
+def _doubt(traces: Sequence[MemoryTrace], *, real: bool) -> tuple[float, str]:
+    """Share of the peak that the traces cannot vouch for, and why."""
+    if real:
+        if traces[-1].micro_batch_size >= _CONFIRMING_SIZE:
+            return 0.0, ""
+        reason = (
+            f"no real step of {_CONFIRMING_SIZE} examples was run: larger ones may take other kernels"
+        )
+        return _UNCONFIRMED_SHARE, f"{reason} with up to {_UNCONFIRMED_SHARE:.0%} more scratch"
     operators = {name for trace in traces for name in trace.operators}
     found = [key for key in _UNSEEN_SHARE if any(key in name for name in operators)]
-    return max((_UNSEEN_SHARE[key] for key in found), default=0.0), found
+    share = max((_UNSEEN_SHARE[key] for key in found), default=0.0)
+    kernels = " and ".join(found)
+    return share, f"scratch inside {kernels} kernels is not seen: up to {share:.0%}" if found else ""
+
+
+def _input_bytes(trace: MemoryTrace) -> int:
+    """Bytes of the batch."""
+    owner = trace.owners.index("inputs")
+    return sum(d for d, o in zip(trace.delta_bytes, trace.owner, strict=True) if o == owner and d > 0)

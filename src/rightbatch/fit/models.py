@@ -27,7 +27,11 @@ class Models:
 
 
 def fit_models(measurements: Measurements) -> Models:
-    """Fit whatever the samples allow; a stage that was not measured gives None, never a guess."""
+    """Fit whatever was measured; a stage without samples gives None, never a guess.
+
+    Raises:
+        MeasurementError: a stage was cut short before its samples carry a model.
+    """
     preconditioned = any(s.preconditioned_big_sq_norm is not None for s in measurements.gradients)
     points = noise_over_training(measurements.gradients, preconditioned=preconditioned)
     noise = average_over_training(points) if points else None

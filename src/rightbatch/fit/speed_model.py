@@ -93,16 +93,16 @@ def fit_speed(timings: Sequence[StepTiming], optimizer_seconds: Sequence[float])
         optimizer_seconds: repetitions of one optimizer step and zero_grad.
 
     Raises:
-        MeasurementError: no size has enough repetitions.
+        MeasurementError: no size, or not the optimizer step, has enough repetitions.
     """
     usable = sorted(
         (t for t in timings if len(t.seconds) >= MIN_REPETITIONS), key=lambda t: t.micro_batch_size
     )
     if not usable or len(optimizer_seconds) < MIN_REPETITIONS:
-        found = f"{len(usable)} size(s) timed {MIN_REPETITIONS} times or more"
-        raise MeasurementError(
-            found, need="at least 1", hint="give the measurement more time: --time-budget"
-        )
+        found = f"{len(usable)} size(s) and {len(optimizer_seconds)} optimizer step(s)"
+        need = f"a size timed {MIN_REPETITIONS} times or more, and as many optimizer steps"
+        hint = "give the measurement more time: --time-budget"
+        raise MeasurementError(found, need=need, hint=hint)
     sizes = [t.micro_batch_size for t in usable]
     seconds = [float(np.median(t.seconds)) for t in usable]
     errors = [median_standard_error(np.array(t.seconds)) for t in usable]

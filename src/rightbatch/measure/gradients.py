@@ -1,10 +1,11 @@
 """Squared gradient norms at two batch sizes, from the micro-batches of one large batch.
 
-Everything is accumulated in float64: |G|^2 is the small difference of two large numbers.
+Norms are summed in float64: |G|^2 is the small difference of two large numbers.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -43,7 +44,7 @@ def sample_gradients(
         preconditioner: per parameter, what each coordinate's square is multiplied by.
 
     Raises:
-        MeasurementError: fewer than 2 groups, or a gradient that is not finite.
+        MeasurementError: fewer than 2 groups, no counted target, or a gradient that is not finite.
     """
     if len(groups) < 2:
         found = f"{len(groups)} group(s) of examples"
@@ -72,12 +73,15 @@ def sample_gradients(
             small_weighted.append(_sq_norm(gradients, preconditioner))
         # pyright: ignore - _foreach is how torch.optim itself adds lists of tensors
         torch._foreach_add_(total, gradients, alpha=len(group) / num_examples)  # pyright: ignore
-    scale = num_examples / count if count else float("nan")  # from per example to per counted target
+    if count == 0:
+        found = f"0 counted targets in {num_examples} examples"
+        raise MeasurementError(found, need="at least 1", hint="use a larger batch")
+    scale = num_examples / count  # from per example to per counted target
     torch._foreach_mul_(total, scale)  # pyright: ignore
     for parameter, gradient in zip(parameters, total, strict=True):
         parameter.grad = gradient
     big = float(_sq_norm(total, None))
-    if not torch.isfinite(torch.tensor(big)):
+    if not math.isfinite(big):
         found = f"a gradient with squared norm {big} after {examples_seen} examples"
         raise MeasurementError(
             found, need="finite gradients", hint="lower Recipe.lr: training diverges"

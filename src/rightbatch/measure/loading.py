@@ -37,7 +37,7 @@ class LoaderSamples:
 def measure_loader(
     task: Task, samples: LoaderSamples, sizes: Sequence[int], *, budget: Budget, seed: int = 0
 ) -> Iterator[str]:
-    """Time batches in training order at each size, within the budget.
+    """Time batches of examples drawn at random at each size, within the budget.
 
     The first batches are dropped: workers start and fill their queues then. With workers, the
     time between two batches of a full queue is the loader's pace.
@@ -47,7 +47,7 @@ def measure_loader(
         samples: added to in place; sizes already there are skipped.
         sizes: micro-batch sizes to time.
         budget: time to spend.
-        seed: of the order of examples.
+        seed: of the examples drawn.
 
     Yields:
         What was just done, after every size.

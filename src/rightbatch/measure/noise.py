@@ -26,6 +26,7 @@ from rightbatch.measure.gradients import (
     undisturbed,
 )
 from rightbatch.measure.pilot import Pilot
+from rightbatch.tasks.build import smallest_micro_batch
 from rightbatch.tasks.check import evaluate
 from rightbatch.tasks.task import Task
 
@@ -116,7 +117,7 @@ def measure_noise_updates(
     Args:
         task: trained with its recipe's optimizer and constants.
         updates: optimizer steps, at least 3.
-        batch_size: examples per step, at least 2.
+        batch_size: examples per step, at least 2, or 4 where batch statistics couple examples.
         device: to train on.
         seed: of initialisation and draws.
 
@@ -124,18 +125,20 @@ def measure_noise_updates(
         One estimate pooled over all steps, in examples.
 
     Raises:
-        InvalidInputError: a batch of fewer than 2 examples.
+        InvalidInputError: a batch too small to split.
         MeasurementError: fewer than 3 updates, or training diverges.
     """
-    if batch_size < 2:
-        found, hint = f"batch_size {batch_size}", "one example has no spread: use 8 or more"
-        raise InvalidInputError(found, need="at least 2 examples per update", hint=hint)
     pilot = Pilot(task, device, seed, updates * batch_size)
+    smallest = smallest_micro_batch(pilot.model)
+    if batch_size < 2 * smallest:
+        found, hint = f"batch_size {batch_size}", f"a single group has no spread: use {8 * smallest}"
+        need = f"at least 2 groups of {smallest} in every update"
+        raise InvalidInputError(found, need=need, hint=hint)
     generator = torch.Generator().manual_seed(seed + 1)
     samples: list[GradientSample] = []
     for _ in range(updates):
         indices = draw_examples(task.num_train_examples, batch_size, generator)
-        groups = split_evenly(indices, min(GROUPS, batch_size))
+        groups = split_evenly(indices, min(GROUPS, batch_size // smallest))
         samples.append(
             sample_gradients(
                 task, pilot.model, groups, examples_seen=pilot.examples_seen, device=device

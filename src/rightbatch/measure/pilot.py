@@ -46,7 +46,7 @@ class Pilot:
         """Train one optimizer step on the next batch.
 
         Raises:
-            MeasurementError: the loss is not finite.
+            MeasurementError: the loss is not finite, or no target counts.
         """
         recipe, batch = self.task.recipe, next(self._batches)
         size = batch_examples(batch)
@@ -62,8 +62,12 @@ class Pilot:
             constants=recipe,
             device=self.device,
         )
+        count = float(loss.count)
+        if count == 0:
+            found = f"0 counted targets in an update of {size} examples"
+            raise MeasurementError(found, need="at least 1", hint="raise Recipe.batch_size")
         self._loss_sum += float(loss.total)
-        self._count += float(loss.count)
+        self._count += count
         if not math.isfinite(self._loss_sum):
             found = (
                 f"the loss is {float(loss.total)} after {self.examples_seen} examples of today's recipe"
@@ -71,7 +75,7 @@ class Pilot:
             raise MeasurementError(
                 found, need="a recipe that trains", hint="lower Recipe.lr, or add warmup"
             )
-        self.step(scale=size / float(loss.count))
+        self.step(scale=size / count)
         self.examples_seen += size
 
     def step(self, *, scale: float = 1.0) -> None:

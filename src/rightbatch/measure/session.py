@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rightbatch.core.errors import InvalidInputError
+from rightbatch.core.errors import InvalidInputError, did_you_mean
 from rightbatch.core.progress import OnProgress, Progress
 from rightbatch.core.samples import Measurements
 from rightbatch.core.store import read_record, write_record
@@ -67,9 +67,20 @@ def measure(
         refresh: discard earlier measurements instead of continuing them.
 
     Raises:
-        InvalidInputError: the earlier file was made for another task or environment.
+        InvalidInputError: the earlier file was made for another task or environment, a stage is
+            unknown, or there is no time to spend.
+        InvalidTaskError: the task cannot be measured as it stands.
+        InfeasibleError: one example takes more than half of the device's memory.
+        MeasurementError: the recipe diverges.
         KeyboardInterrupt: passed on, after what was measured has been saved.
     """
+    for stage in stages:
+        if stage not in STAGES:
+            hint = did_you_mean(stage, STAGES)
+            raise InvalidInputError(f"stage {stage!r}", need="a stage of measuring", hint=hint)
+    if not time_budget_seconds > 0:
+        found = f"time_budget_seconds = {time_budget_seconds}"
+        raise InvalidInputError(found, need="time to measure in", hint="give a minute or more")
     budget = Budget(seconds=time_budget_seconds)
     path = out / "measurements.json" if out else None
     facts = check_task(task, device)
@@ -149,7 +160,7 @@ def _run_memory(context: Context, state: Measurements, limit: Budget) -> Iterato
         if (trace.source, trace.micro_batch_size) not in known:
             traces.append(trace)
         yield f"memory trace at micro-batch {trace.micro_batch_size}", {"memory": tuple(traces)}
-        if limit.left <= 0:
+        if limit.left <= 0 and len(traces) >= 2:  # fewer fit no law, and timing needs one
             return
 
 

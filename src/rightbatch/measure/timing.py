@@ -18,7 +18,13 @@ import torch
 from rightbatch.core.samples import StepTiming
 from rightbatch.fit.intervals import NORMAL_QUANTILE, median_standard_error
 from rightbatch.measure.budget import Budget
-from rightbatch.tasks.build import batch_norm_layers, build_model, build_optimizer, collate, to_device
+from rightbatch.tasks.build import (
+    build_model,
+    build_optimizer,
+    collate,
+    smallest_micro_batch,
+    to_device,
+)
 from rightbatch.tasks.step import forward_backward
 from rightbatch.tasks.task import Task
 
@@ -105,7 +111,9 @@ def measure_steps(
         What was just done, after every round, so that the caller can save.
     """
     repeats = {}
-    for size, seconds in _grow(timer, largest=largest, smallest=_smallest(timer.model), budget=budget):
+    for size, seconds in _grow(
+        timer, largest=largest, smallest=smallest_micro_batch(timer.model), budget=budget
+    ):
         repeats[size] = max(1, round(MIN_SAMPLE_SECONDS / seconds))
         samples.steps.setdefault(size, [])
         yield f"step time at micro-batch {size}"
@@ -139,11 +147,6 @@ def _grow(
         stale = 0 if size / seconds > SATURATION_GAIN * best else stale + 1
         best = max(best, size / seconds)
         size *= 2
-
-
-def _smallest(model: torch.nn.Module) -> int:
-    """1, or 2 where batch statistics need more than one example."""
-    return 2 if batch_norm_layers(model) else 1
 
 
 def _precise(seconds: list[float]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -26,6 +27,15 @@ class Split:
     def global_batch_size(self) -> int:
         """Examples per optimizer step."""
         return self.micro_batch_size * self.accumulation_steps
+
+    def leaves_one_alone(self, num_train_examples: int) -> bool:
+        """Whether an epoch's last update, cut as evenly as it can be, has a micro-batch of 1.
+
+        >>> Split(micro_batch_size=2, accumulation_steps=4).leaves_one_alone(11)  # 8 and 2 + 1
+        True
+        """
+        tail = num_train_examples % self.global_batch_size
+        return tail > 0 and tail // math.ceil(tail / self.micro_batch_size) == 1
 
 
 def largest_micro_batch(

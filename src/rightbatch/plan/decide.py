@@ -68,7 +68,7 @@ def decide(
         decisions.append(decay)
         changes["weight_decay"] = decay.value
     if recipe.steps is not None:
-        length = _steps(recipe.steps, ratio)
+        length = _steps(facts, batch)
         decisions.append(length)
         changes["steps"] = length.value
     decisions += [_kept("precision", recipe.precision), _kept("checkpointing", False)]
@@ -169,15 +169,19 @@ def _warmup(facts: TaskFacts, rate_ratio: float, batch: int) -> Decision:
     )
 
 
-def _steps(steps: int, ratio: float) -> Decision:
-    value = max(1, round(steps / ratio))
+def _steps(facts: TaskFacts, batch: int) -> Decision:
+    recipe, count = facts.recipe, facts.num_train_examples
+    examples = recipe.total_examples(recipe.batch_size, count)
+    epochs, rest = divmod(examples, count)
+    value = epochs * -(-count // batch) + -(-rest // batch)
     return Decision(
         name="steps",
         value=value,
         evidence="derived",
-        rule="today's steps x batch / planned batch",
+        rule="fewest steps with as many examples as today's, an epoch's last one being shorter",
         source="recipe",
-        reason=f"the same number of examples: {format_number(steps)} become {format_number(value)}",
+        reason=f"{format_number(examples)} examples: {format_number(recipe.steps or 0)} steps become"
+        f" {format_number(value)}",
     )
 
 

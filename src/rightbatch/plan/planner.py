@@ -148,15 +148,15 @@ def _candidates(
         largest_global=largest_global,
         today=facts.recipe.batch_size,
     )
-    if facts.num_batch_norm_layers:  # the last batch of an epoch must not hold a single example
-        found = [s for s in found if facts.num_train_examples % s.global_batch_size != 1]
+    if facts.num_batch_norm_layers:
+        found = [s for s in found if not s.leaves_one_alone(facts.num_train_examples)]
     if not found:
         smallest = fitted.speed.valid_range[0]
-        raise InfeasibleError(
-            f"a largest batch of {largest_global} and a largest micro-batch of {largest_micro}",
-            need=f"room for a micro-batch of {smallest}, the smallest that was timed",
-            hint="raise --max-batch or --memory-limit",
-        )
+        what = f"a largest batch of {largest_global} and a largest micro-batch of {largest_micro}"
+        need = f"room for a micro-batch of {smallest}, the smallest that was timed"
+        if facts.num_batch_norm_layers:
+            need += ", that leaves BatchNorm no lone example at the end of an epoch"
+        raise InfeasibleError(what, need=need, hint="raise --max-batch or --memory-limit")
     return found
 
 
@@ -192,8 +192,9 @@ def _notes(
     steps = fitted.steps
     if not steps.decided:
         notes.append(
-            "The noise scale is only bounded from below"
-            f" ({format_number(round(steps.noise.low))} examples): critical batch sizes up to {format_number(round(steps.high))} were allowed for."
+            f"The noise scale is only bounded from below ({format_number(round(steps.noise.low))}"
+            " examples): critical batch sizes up to"
+            f" {format_number(round(steps.high))} were allowed for."
         )
     if chosen.global_batch_size > steps.critical_batch_size:
         notes.append(

@@ -32,14 +32,17 @@ def format_plan(plan: Plan) -> str:
     values = dict(sorted(values.items(), key=lambda item: item[0] in Constants.model_fields))
     reasons = {decision.name: decision for decision in plan.decisions}
     lines = [
-        f"# How to train {plan.task or 'this task'}: edit any value, then",
-        f"#   rightbatch train {plan.task or 'TASK'} --plan plan.toml",
-        "# Each value says how it is known: measured on this task, derived by a formula, or assumed.",
+        *_comment(f"How to train {plan.task or 'this task'}: edit any value, then"),
+        *_comment(f"  rightbatch train {plan.task or 'TASK'} --plan plan.toml"),
+        *_comment(
+            "Each value says how it is known: measured on this task, derived by a formula, or assumed."
+        ),
     ]
-    lines += [f"# Note: {note}" for note in plan.notes]
+    for note in plan.notes:
+        lines += _comment(f"Note: {note}")
     lines.append("")
     for name, value in values.items():
-        lines += _comment(reasons.get(name), name)
+        lines += _comment(_reason(reasons.get(name), name))
         lines += [f"{name} = {_literal(value)}", ""]
     return "\n".join(lines)
 
@@ -64,17 +67,24 @@ def read_plan(path: Path) -> Plan:
         where = f"{path}:{line[1]}" if line else str(path)
         hint = "compare with a plan that rightbatch wrote"
         raise InvalidInputError(f"{where}: {error}", need="TOML", hint=hint) from error
-    check_schema(values.get("schema_version"), str(path))
+    lines = _key_lines(text)
+    version_line = f":{lines['schema_version']}" if "schema_version" in lines else ""
+    check_schema(values.get("schema_version"), f"{path}{version_line}")
     try:
         return Plan(**values)
     except InvalidInputError as error:
-        lines = _key_lines(text)
         key = locate(error) or next((key for key in lines if key in error.found), "")
         where = f"{path}:{lines[key]}" if key in lines else str(path)
         raise InvalidInputError(f"{where}: {error.found}", error.need, error.hint) from error
 
 
-def _comment(decision: Decision | None, name: str) -> list[str]:
+def _comment(text: str) -> list[str]:
+    """Comment lines; control characters, which TOML forbids there, become spaces."""
+    plain = re.sub(r"[\x00-\x1f\x7f]+", " ", text)
+    return textwrap.wrap(plain, _WIDTH, initial_indent="# ", subsequent_indent="#   ")
+
+
+def _reason(decision: Decision | None, name: str) -> str:
     if decision is None:
         reasons = {
             "schema_version": "the layout of this file",
@@ -82,14 +92,13 @@ def _comment(decision: Decision | None, name: str) -> list[str]:
             "objective": "what the planner minimised",
             "warmup_start": "share of the learning rate at which warmup begins",
         }
-        return [f"# {reasons.get(name, 'assumed: kept as in the recipe')}"]
-    text = f"{decision.evidence}: {decision.reason} [{decision.rule}; {decision.source}]"
-    return textwrap.wrap(text, _WIDTH, initial_indent="# ", subsequent_indent="#   ")
+        return reasons.get(name, "assumed: kept as in the recipe")
+    return f"{decision.evidence}: {decision.reason} [{decision.rule}; {decision.source}]"
 
 
 def _literal(value: object) -> str:
-    """A TOML literal; JSON's scalars, strings and arrays are TOML's too."""
-    return json.dumps(value, ensure_ascii=False)
+    """A TOML literal; JSON's scalars, strings and arrays are TOML's too, but for a bare DEL."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _key_lines(text: str) -> dict[str, int]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 from rightbatch.core.errors import MissingPackageError
 from rightbatch.core.plan import Plan
 from rightbatch.core.samples import Measurements
-from rightbatch.fit.memory_law import peak_parts
 from rightbatch.fit.memory_model import MemoryModel
 from rightbatch.fit.models import Models
 from rightbatch.fit.speed_model import SpeedModel
@@ -111,7 +111,8 @@ def _speed(speed: SpeedModel, models: Models, plan: Plan | None) -> Exhibit:
 
 def _memory(measurements: Measurements, model: MemoryModel, plan: Plan | None) -> Exhibit:
     source = "kernels" if model.evidence == "measured" else "fake"
-    traced = {t.micro_batch_size: peak_parts(t)[0] for t in measurements.memory if t.source == source}
+    traces = [trace for trace in measurements.memory if trace.source == source]
+    traced = {trace.micro_batch_size: max(accumulate(trace.delta_bytes)) for trace in traces}
     planned = plan.micro_batch_size if plan else max(traced)
     largest = max(4 * planned, *traced)
     powers = [2**power for power in range(largest.bit_length()) if 2**power <= largest]

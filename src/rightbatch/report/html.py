@@ -118,7 +118,8 @@ def _answer(
         tag("h1", f"rightbatch: {task.name} on {measurements.environment.device_name}"),
         tag("p", sentences.answer_sentence(plan, task), class_="answer"),
         sections.render_notes([*(plan.notes if plan else ()), *measurements.notes]),
-        *([tag("h2", "What to do next"), sections.render_steps(steps)] if steps else ()),
+        tag("h2", "What to do next"),
+        sections.render_steps(steps),
         tag("h2", "At a glance"),
         sections.render_facts(measurements, models, plan),
     ]

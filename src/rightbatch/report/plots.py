@@ -100,7 +100,8 @@ def plot_speed(speed: SpeedModel, loader: LoaderModel | None, plan: Plan | None)
     """Draw step seconds above and examples per second below, with intervals, knee and loader."""
     grid = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.07)
     figure = new_figure(grid=grid, height=560)
-    above, below = {"row": 1, "col": 1}, {"row": 2, "col": 1}
+    above: dict[str, Any] = {"row": 1, "col": 1}
+    below: dict[str, Any] = {"row": 2, "col": 1}
     sizes, name = speed.micro_batch_sizes, "forward and backward"
     millis = [1e3 * speed.step_seconds(size) for size in sizes]
     bounds = [(1e3 * low, 1e3 * high) for low, high in map(speed.interval, sizes)]

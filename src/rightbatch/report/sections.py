@@ -134,7 +134,7 @@ def _source_title(key: str) -> Html:
 def _memory_fact(measurements: Measurements, models: Models, plan: Plan | None) -> tuple[str, str]:
     if models.memory is None:
         return "not measured", "no traces"
-    size = plan.micro_batch_size if plan else max(models.memory.traced_sizes)
+    size = plan.micro_batch_size if plan else measurements.task.recipe.batch_size
     high, device = models.memory.high_bytes(size), measurements.environment.memory_bytes
     words = (
         f"at micro-batch {size:,}, at most {format_bytes(high)}:"
@@ -167,7 +167,7 @@ def _critical_fact(models: Models) -> tuple[str, str]:
     if steps is None:
         return "not known", "needs the noise scale"
     span = f"{format_number(round(steps.low))} to {format_number(round(steps.high))}"
-    words = f"examples: {steps.calibration:g} x the noise scale, as in published sweeps"
+    words = f"examples: {steps.calibration:g} x the noise scale, as in sweeps of small networks"
     if not steps.decided:
         return span, words + "; the upper end is an assumption"
     return f"{format_number(round(steps.critical_batch_size))} ({span})", words

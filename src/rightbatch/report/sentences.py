@@ -27,20 +27,26 @@ STAGES = ("memory", "loader", "speed", "noise")
 OVERHEAD_SHARE = 0.05  # below this share of an update, loading is not worth a second look
 
 
-def interval_text(interval: Interval, digits: int = 2) -> str:
-    """A value and its 90 % interval; an open end is said in words.
+def interval_text(interval: Interval) -> str:
+    """A value and its 90 % interval; an open end is said in words, a width of 0 is left out.
 
     >>> interval_text(Interval(value=0.6123, low=0.48, high=0.7912))
     '0.61 (0.48 to 0.79)'
     >>> interval_text(Interval(value=2.0, low=1.5, high=None))
-    '2 (1.5 or more)'
+    '2.0 (1.5 or more)'
     """
-    value, low, high = (_short(x, digits) for x in (interval.value, interval.low, interval.high))
-    if low and high:
-        return f"{value} ({low} to {high})"
-    if low:
-        return f"{value} ({low} or more)"
-    return f"{value} (up to {high})" if high else f"{value} (no interval)"
+    value, low, high = _short(interval.value), interval.low, interval.high
+    if low is None and high is None:
+        return f"{value} (no interval)"
+    if low == high:
+        return value
+    if low is None or high is None:
+        return (
+            f"{value} (up to {_short(high or 0)})"
+            if low is None
+            else f"{value} ({_short(low)} or more)"
+        )
+    return f"{value} ({_short(low)} to {_short(high)})"
 
 
 def noise_text(scale: NoiseScale) -> str:
@@ -106,8 +112,8 @@ def loader_verdict(models: Models, plan: Plan | None) -> str:
     if not low <= size <= high:
         return f"What sets the pace at {size} is not known: micro-batches {low} to {high} were timed."
     load, step = loader.load_seconds(size), speed.step_seconds(size)
-    rates = f"at micro-batch {size} it gives {_rate(size / load)}"
-    rates += f", forward and backward take {_rate(size / step)}"
+    rates = f"at micro-batch {size} the loader alone gives {_rate(size / load)}"
+    rates += f", forward and backward alone take {_rate(size / step)}"
     if load > step:
         advice = "add workers or make loading cheaper" if loader.overlaps else "raise num_workers"
         return f"The loader sets the pace: {rates}. A larger batch will not help; {advice}."
@@ -186,7 +192,10 @@ def next_steps(
     if not compared and plan.global_batch_size != measurements.task.recipe.batch_size:
         recipe = f"rightbatch train {task} --run {where}/runs/recipe"
         steps.append(f"Train today's recipe too and compare: `{recipe} && rightbatch report {where}`")
-    return steps
+    if steps:
+        return steps
+    again = f"rightbatch train {task} --plan {where}/plan.toml --run {where}/runs/plan-seed-1 --seed 1"
+    return [f"One run a side says little; train with another seed: `{again}`"]
 
 
 def _prediction(plan: Plan, facts: TaskFacts) -> str:
@@ -230,15 +239,15 @@ def _least_certain(measurements: Measurements) -> str:
     )
 
 
-def _short(value: float | None, digits: int = 2) -> str:
+def _short(value: float) -> str:
     """Round for a sentence: two digits below 100, whole numbers above.
 
-    >>> _short(0.6123), _short(41.37), _short(1234.5), _short(2.0)
-    ('0.61', '41', '1,234', '2')
+    >>> _short(0.6), _short(41.37), _short(1234.5), _short(0)
+    ('0.60', '41', '1,234', '0')
     """
-    if value is None:
-        return ""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.{digits}g}"
+    if not value:
+        return "0"
+    return f"{value:,.0f}" if abs(value) >= 99.5 else f"{value:#.2g}".rstrip(".")
 
 
 def _rate(examples_per_second: float) -> str:

@@ -259,7 +259,7 @@ def models_table(models: Models, measurements: Measurements) -> Table:
     if models.steps:
         law = (
             f"examples grow as 1 + B / B_crit, B_crit = {models.steps.calibration:g} x noise scale"
-            f" (spread x{math.exp(models.steps.calibration_log_sd):.2g} over published sweeps)"
+            f" (spread x{math.exp(models.steps.calibration_log_sd):.2g} over sweeps of small networks)"
         )
         rows.append((
             "examples to target",

@@ -11,24 +11,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rightbatch.core.errors import InvalidInputError, InvalidTaskError, did_you_mean
-from rightbatch.core.facts import OptimizerFamily
+from rightbatch.core.facts import OPTIMIZER_FAMILIES, OptimizerFamily
 from rightbatch.core.recipe import Constants
 from rightbatch.tasks.task import Loss, Task
 
-# The update of these follows the gradient's size (momentum only averages it) ...
-_SGD_LIKE = {"SGD", "ASGD"}
-# ... and of these only its direction, coordinate by coordinate: the sqrt rule's domain.
-_ADAM_LIKE = {
-    "Adam",
-    "AdamW",
-    "NAdam",
-    "RAdam",
-    "Adamax",
-    "RMSprop",
-    "Adagrad",
-    "Adadelta",
-    "SparseAdam",
-}
+_OPTIMIZER_CONSTANTS = ("momentum", "betas", "eps", "weight_decay")
 
 
 def build_model(task: Task, device: str = "cpu", seed: int = 0) -> nn.Module:
@@ -59,6 +46,11 @@ def batch_norm_layers(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if isinstance(module, kinds)]
 
 
+def smallest_micro_batch(model: nn.Module) -> int:
+    """1, or 2 where batch statistics need more than one example."""
+    return 2 if batch_norm_layers(model) else 1
+
+
 def optimizer_classes() -> dict[str, type[Optimizer]]:
     """Every ``torch.optim`` class by lower-case name."""
     found = {name.lower(): value for name, value in vars(torch.optim).items() if inspect.isclass(value)}
@@ -70,10 +62,33 @@ def build_optimizer(constants: Constants, model: nn.Module, learning_rate: float
 
     Raises:
         InvalidInputError: the name is unknown, or the optimizer takes no such constant.
+        InvalidTaskError: building it fails.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
+    make, given = _optimizer_factory(constants)
+    try:
+        return make(parameters, learning_rate, **given)
+    except Exception as error:
+        found = f"{constants.optimizer_name} raised {type(error).__name__}: {error}"
+        hint = "build it over model.parameters() in Python"
+        raise InvalidTaskError(found, need="an optimizer for this model", hint=hint) from error
+
+
+def _optimizer_factory(constants: Constants) -> tuple[Any, dict[str, Any]]:
+    """What builds the optimizer, and the constants that were given for it.
+
+    Raises:
+        InvalidInputError: as ``build_optimizer`` says.
+    """
+    given = {
+        name: value for name in _OPTIMIZER_CONSTANTS if (value := getattr(constants, name)) is not None
+    }
     if not isinstance(constants.optimizer, str):
-        return cast(Optimizer, constants.optimizer(parameters, learning_rate))
+        if given:
+            found = f"{', '.join(given)} beside the factory {constants.optimizer_name}"
+            hint = "set them inside the factory"
+            raise InvalidInputError(found, need="constants that are used", hint=hint)
+        return constants.optimizer, {}
     known = optimizer_classes()
     if constants.optimizer.lower() not in known:
         hint = did_you_mean(constants.optimizer.lower(), known) + " (or a factory in the task's recipe)"
@@ -82,33 +97,32 @@ def build_optimizer(constants: Constants, model: nn.Module, learning_rate: float
         )
     kind = known[constants.optimizer.lower()]
     accepted = inspect.signature(kind).parameters
-    given = {
-        name: value
-        for name in ("momentum", "betas", "eps", "weight_decay")
-        if (value := getattr(constants, name)) is not None
-    }
     for name, value in given.items():
         if name not in accepted:
             found = f"{name} = {value} for {kind.__name__}"
             raise InvalidInputError(
                 found, need=f"a constant that {kind.__name__} has", hint=f"remove {name}"
             )
-    return cast(Any, kind)(parameters, lr=learning_rate, **given)
+    return kind, given
 
 
 def optimizer_family(optimizer: Optimizer) -> OptimizerFamily:
     """How the optimizer's update scales with the gradient; ``other`` claims nothing."""
-    names = {c.__name__ for c in type(optimizer).__mro__}
-    if names & _ADAM_LIKE:
-        return "adam"
-    return "sgd" if names & _SGD_LIKE else "other"
+    for kind in type(optimizer).__mro__:
+        if kind.__name__ in OPTIMIZER_FAMILIES:
+            return OPTIMIZER_FAMILIES[kind.__name__]
+    return "other"
 
 
 def collate(task: Task, indices: Iterable[int]) -> Any:
-    """Read examples by index and join them as the task's loader does."""
+    """Read training examples by index and join them as the task's loader does."""
+    return join(task, [cast(Any, task.train_data)[i] for i in indices])
+
+
+def join(task: Task, examples: list[Any]) -> Any:
+    """One batch from examples, by the task's ``collate``."""
     from torch.utils.data import default_collate
 
-    examples = [cast(Any, task.train_data)[i] for i in indices]
     return (task.collate or default_collate)(examples)
 
 
@@ -132,13 +146,14 @@ def compute_loss(task_loss: Any, model: nn.Module, batch: Any, num_examples: int
         InvalidTaskError: it returns neither a Loss nor a scalar.
     """
     value = task_loss(model, batch)
-    if isinstance(value, Loss):
-        return value
-    if not isinstance(value, Tensor) or value.numel() != 1:
-        shape = f" of shape {list(value.shape)}" if isinstance(value, Tensor) else ""
+    total = value.total if isinstance(value, Loss) else value
+    if not isinstance(total, Tensor) or total.numel() != 1:
+        shape = f" of shape {list(total.shape)}" if isinstance(total, Tensor) else ""
         raise InvalidTaskError(
             f"loss returned {type(value).__name__}{shape}",
             need="rb.Loss(total, count) or a scalar mean",
             hint="sum the per-target losses: rb.Loss(losses.sum(), losses.numel())",
         )
-    return Loss(value.reshape(()) * num_examples, num_examples)
+    if isinstance(value, Loss):
+        return value
+    return Loss(total.reshape(()) * num_examples, num_examples)

@@ -16,8 +16,8 @@ from rightbatch.tasks.build import (
     batch_norm_layers,
     build_model,
     build_optimizer,
-    collate,
     compute_loss,
+    join,
     optimizer_family,
     to_device,
 )
@@ -36,6 +36,7 @@ def check_task(task: Task, device: str = "cpu") -> TaskFacts:
 
     Raises:
         InvalidTaskError: a dataset, the model, the loss, the optimizer or the metric is not usable.
+        InvalidInputError: the recipe names no optimizer there is, or a constant that it has not.
     """
     recipe = task.recipe
     if task.num_train_examples == 0:
@@ -53,7 +54,7 @@ def check_task(task: Task, device: str = "cpu") -> TaskFacts:
         )
     model = build_model(task, device)
     optimizer = build_optimizer(recipe, model, recipe.lr)
-    batch = to_device(collate(task, range(min(_PROBE_EXAMPLES, task.num_train_examples))), device)
+    batch = to_device(_read(task, task.train_data, "train_data"), device)
     _check_loss(task, model, batch, device)
     if task.target is not None:
         _check_target(task, task.target, model, device)
@@ -125,6 +126,20 @@ def batch_examples(batch: Any) -> int:
     )
 
 
+def _read(task: Task, data: Any, name: str) -> Any:
+    """Join the first examples of a dataset into one batch.
+
+    Raises:
+        InvalidTaskError: the dataset or the collate function fails.
+    """
+    try:
+        return join(task, [data[i] for i in range(min(_PROBE_EXAMPLES, len(data)))])
+    except Exception as error:
+        found = f"reading {name} raised {type(error).__name__}: {error}"
+        hint = f"join {name}[0] and {name}[1] with the task's collate in Python"
+        raise InvalidTaskError(found, need="examples that join into a batch", hint=hint) from error
+
+
 def _check_loss(task: Task, model: nn.Module, batch: Any, device: str) -> None:
     try:
         with precision_context(task.recipe.precision, device):
@@ -154,11 +169,7 @@ def _check_target(task: Task, target: Target, model: nn.Module, device: str) -> 
         raise InvalidTaskError(
             found, need="data to evaluate on", hint="give valid_data or remove the target"
         )
-    from torch.utils.data import default_collate
-
-    count = min(_PROBE_EXAMPLES, task.num_valid_examples)
-    examples: list[Any] = [task.valid_data[i] for i in range(count)]
-    metrics = evaluate(task, model, [(task.collate or default_collate)(examples)], device)
+    metrics = evaluate(task, model, [_read(task, task.valid_data, "valid_data")], device)
     if target.metric not in metrics:
         found = f"evaluate returned {', '.join(metrics) or 'nothing'}, without {target.metric!r}"
         raise InvalidTaskError(

@@ -71,7 +71,7 @@ def _import_file(path: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise InvalidTaskError(*_broken(f"importing {path}", error)) from error
+        raise InvalidTaskError(*_broken(f"importing {path}", error, path)) from error
     return module
 
 
@@ -81,7 +81,7 @@ def _import_module(name: str) -> ModuleType:
     except RightBatchError:
         raise
     except Exception as error:
-        raise InvalidTaskError(*_broken(f"importing {name}", error)) from error
+        raise InvalidTaskError(*_broken(f"importing {name}", error, None)) from error
 
 
 def _call(module: ModuleType, name: str, spec: str) -> Task:
@@ -96,16 +96,16 @@ def _call(module: ModuleType, name: str, spec: str) -> Task:
     except RightBatchError:
         raise
     except Exception as error:
-        raise InvalidTaskError(*_broken(f"{name}()", error)) from error
+        raise InvalidTaskError(*_broken(f"{name}()", error, module.__file__)) from error
     if not isinstance(task, Task):
         found = f"{name}() returned {type(task).__name__}"
         raise InvalidTaskError(found, need="a rightbatch.Task", hint=_EXAMPLE)
     return task
 
 
-def _broken(doing: str, error: Exception) -> tuple[str, str, str]:
-    """Name the exception and the user's own line that raised it."""
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+def _broken(doing: str, error: Exception, source: Path | str | None) -> tuple[str, str, str]:
+    """Name the exception and the last line of the task's own file on the way to it, if any."""
+    lines = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(source)]
+    where = f" at {lines[-1].filename}:{lines[-1].lineno}" if lines else ""
     found = f"{doing} raised {type(error).__name__}: {error}{where}"
     return found, "a task that imports and builds", "run the file with python first"

@@ -7,7 +7,7 @@ share one divisor: the number of targets of the whole update.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import fsum, hypot, isfinite
 from typing import TYPE_CHECKING, Any
@@ -66,11 +66,11 @@ def accumulate(model: nn.Module, loss: LossFunction, micro_batches: Iterable[Any
     if not pieces:
         hint = "pass the pieces of one batch, such as x.split(8)"
         raise InvalidInputError("0 micro-batches", need="at least 1", hint=hint)
-    model.zero_grad(set_to_none=True)
     accumulate_window(
         loss,
         model,
         pieces,
+        parameters=list(model.parameters()),
         num_examples=sum(size for size, _ in pieces),
         constants=_FULL_PRECISION,
         device="cpu",
@@ -82,11 +82,12 @@ def accumulate_window(
     model: nn.Module,
     micro_batches: Iterable[tuple[int, Any]],
     *,
+    parameters: Sequence[nn.Parameter],
     num_examples: int,
     constants: Constants,
     device: str,
 ) -> WindowGradient:
-    """Do as ``accumulate`` does on empty ``.grad``, one micro-batch in memory at a time.
+    """Do as ``accumulate`` does, one micro-batch in memory at a time, and tell what came out.
 
     Counts are known only after the forwards. Until then the divisor is the number of examples,
     which keeps gradients in range and is final wherever an example is a target; elsewhere one
@@ -94,8 +95,9 @@ def accumulate_window(
 
     Args:
         task_loss: ``(model, batch) -> Loss | scalar mean``.
-        model: every ``.grad`` is None or zero.
+        model: its previous ``.grad`` is discarded.
         micro_batches: pairs of a number of examples and a batch on the device.
+        parameters: all of the model's, listed once because walking its modules takes time.
         num_examples: examples in all of them.
         constants: gives the precision.
         device: of model and batches.
@@ -106,6 +108,8 @@ def accumulate_window(
     Raises:
         InvalidInputError: the whole window holds no target.
     """
+    for parameter in parameters:
+        parameter.grad = None
     losses = [
         forward_backward(
             task_loss,
@@ -123,19 +127,15 @@ def accumulate_window(
         found = f"0 counted targets in an update of {num_examples} examples"
         hint = "leave out examples that are all masked, or use a larger global batch"
         raise InvalidInputError(found, need="at least 1", hint=hint)
+    gradients = [p.grad for p in parameters if p.grad is not None]
     if count != num_examples:
-        scale_gradients(model.parameters(), num_examples / count)
-    norms = torch._foreach_norm(_gradients(model.parameters()))  # pyright: ignore[reportPrivateUsage]
+        scale_gradients(gradients, num_examples / count)
+    norms = torch._foreach_norm(gradients)  # pyright: ignore[reportPrivateUsage]
     # Losses and norms go to the host together, in the one read of an update.
     values = torch.stack([*(loss.total for loss in losses), *norms]).tolist()
     return WindowGradient(fsum(values[: len(losses)]), count, hypot(*values[len(losses) :]))
 
 
-def scale_gradients(parameters: Iterable[nn.Parameter], factor: float) -> None:
-    """Multiply every gradient that exists, all in one call."""
-    torch._foreach_mul_(_gradients(parameters), factor)  # pyright: ignore[reportPrivateUsage]
-
-
-def _gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
-    """A parameter that the loss does not reach has none."""
-    return [p.grad for p in parameters if p.grad is not None]
+def scale_gradients(gradients: list[Tensor], factor: float) -> None:
+    """Multiply all gradients in place, in one call."""
+    torch._foreach_mul_(gradients, factor)  # pyright: ignore[reportPrivateUsage]

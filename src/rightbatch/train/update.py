@@ -9,17 +9,14 @@ from threading import current_thread, main_thread
 from types import FrameType
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from rightbatch.core.plan import Plan
 from rightbatch.tasks.build import build_model, build_optimizer, to_device
 from rightbatch.tasks.task import Task
-from rightbatch.train.accumulate import (
-    WindowGradient,
-    accumulate_window,
-    scale_gradients,
-)
+from rightbatch.train.accumulate import WindowGradient, accumulate_window, scale_gradients
 from rightbatch.train.sampler import Window
 from rightbatch.train.schedule import rate_at
 
@@ -31,6 +28,7 @@ class Updater:
         """Build model, optimizer and average afresh; schedules run over ``total_examples``."""
         self._task, self.plan, self.device = task, plan, device
         self.total_examples = total_examples
+        self._on_cpu = torch.device(device).type == "cpu"  # where batches are already
         self.model = build_model(task, device, seed)
         self.optimizer = build_optimizer(plan, self.model, plan.learning_rate)
         self.averaged: AveragedModel | None = None
@@ -52,14 +50,15 @@ class Updater:
         return accumulate_window(
             self._task.loss,
             self.model,
-            ((size, to_device(batch, self.device)) for size, batch in sized),
+            sized if self._on_cpu else ((size, to_device(b, self.device)) for size, b in sized),
+            parameters=self._parameters,
             num_examples=window.num_examples,
             constants=self.plan,
             device=self.device,
         )
 
     def step(self, norm: float, examples_seen: float) -> float:
-        """Clip, set the rate, change the weights, average them, empty ``.grad``: once each.
+        """Clip, set the rate, change the weights, average them: once each.
 
         Args:
             norm: of the gradient that ``accumulate`` left.
@@ -70,7 +69,8 @@ class Updater:
         """
         clip_norm = self.plan.clip_norm
         if clip_norm is not None and norm > clip_norm:  # the factor of torch's clip_grad_norm_
-            scale_gradients(self._parameters, clip_norm / (norm + 1e-6))
+            gradients = [p.grad for p in self._parameters if p.grad is not None]
+            scale_gradients(gradients, clip_norm / (norm + 1e-6))
         learning_rate = rate_at(self.plan, examples_seen, self.total_examples)
         factor = learning_rate / self.plan.learning_rate
         for group, rate in zip(self.optimizer.param_groups, self._group_rates, strict=True):
@@ -78,8 +78,6 @@ class Updater:
         self.optimizer.step()
         if self.averaged is not None:  # its first call copies the weights
             self.averaged.update_parameters(self.model)
-        for parameter in self._parameters:
-            parameter.grad = None
         return learning_rate
 
 

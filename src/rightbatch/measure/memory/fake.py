@@ -158,7 +158,9 @@ class StorageObserver(compat.DispatchMode):
     def _assume(self, func: Any, tensor: Tensor, error: Exception) -> Any:
         """Stand in for a result that depends on data: every element selected, a true condition."""
         if func is aten._local_scalar_dense.default:
-            value: Any = True if tensor.dtype is torch.bool else 1.0 if tensor.is_floating_point() else 1
+            value: Any = (
+                True if tensor.dtype is torch.bool else 1.0 if tensor.is_floating_point() else 1
+            )
             if self.stream.phase != "optimizer":  # the optimizers' own step counters are harmless
                 self._assumed[f"a tensor's value was read in {self.stream.phase}: assumed {value}"] += 1
             return value

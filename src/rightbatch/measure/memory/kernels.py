@@ -40,7 +40,9 @@ def trace_kernels(task: Task, micro_batch_size: int, *, accumulation_steps: int 
             held = [(tensor, owner) for owner, tensor in subject.holdings()]
             if not claims:
                 held += [(t, "inputs") for t in tree_iter(batches) if isinstance(t, Tensor)]
-            claims.append([(address, owner) for tensor, owner in held for address in _addresses(tensor)])
+            claims.append([
+                (address, owner) for tensor, owner in held for address in _addresses(tensor)
+            ])
             mark(phase)
 
         run_steps(task, subject, batches, micro_batch_size, enter)

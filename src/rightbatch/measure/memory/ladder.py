@@ -5,6 +5,8 @@ Never 1: operators on a single example skip copies that every other size makes.
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,6 +26,7 @@ FAKE_SIZES = (2, 3, 64, 4)
 # Real steps start small. Each rung checks the law of the one below, and replaces it where that
 # fails, because kernels choose other algorithms for larger batches.
 KERNEL_RUNGS = (2, 16, 64, 256)
+_BETWEEN = (5, 9)  # where 2 and 16 take other kernels, which of both the sizes between take
 _AGREEMENT = 1e-3  # of the peak: what a law may miss and still be confirmed
 _FREE_SHARE = 0.25  # of free memory: what a real step may take by the prediction for its size
 _SCRATCH = 1.5  # times the fake peak: bound on a real one before any was run
@@ -106,7 +109,12 @@ def iterate_memory_traces(
     largest = task.num_train_examples if max_micro_batch_size is None else max_micro_batch_size
     group = 3 if is_curved(fakes) else 2
     rungs = sorted({*(r for r in KERNEL_RUNGS if r <= largest), max(2, min(largest, KERNEL_RUNGS[1]))})
-    yield from _climb(trace, rungs, group, seconds, affordable_bytes)
+    small = dict[int, MemoryTrace]()
+    for traced in _climb(trace, rungs, group, seconds, affordable_bytes):
+        small[traced.micro_batch_size] = traced
+        yield traced
+    if KERNEL_RUNGS[1] in small and not _aligned([small[size] for size in KERNEL_RUNGS[:2]]):
+        yield from (trace(size) for size in _BETWEEN)
 
 
 def _climb(
@@ -128,7 +136,9 @@ def _climb(
             if size == rung and follows(traces[-1 - group : -1], traces[-1]):
                 return
             spent += took if size > group + 1 else 0.0
-            following = size + 1 if size < rung + group - 1 else next((r for r in rungs if r > size), None)
+            following = (
+                size + 1 if size < rung + group - 1 else next((r for r in rungs if r > size), None)
+            )
             if following is None:
                 return
             if len(traces) >= group:
@@ -168,15 +178,19 @@ def peak_bytes(trace: MemoryTrace) -> int:
 
 
 def free_memory_bytes() -> int:
-    """Memory that may be taken without swapping: the system's estimate, within a container's limit.
+    """Memory that may be taken without swapping, within a container's limit.
+
+    Linux says so itself; elsewhere half of the physical memory is taken to be free.
 
     Raises:
         MeasurementError: the system does not say.
     """
     meminfo, limit = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
     if not meminfo.is_file():
-        hint = "give memory_bytes, what real steps may hold"
-        raise MeasurementError("no /proc/meminfo", need="the amount of free memory", hint=hint)
+        if not hasattr(os, "sysconf"):
+            hint = "give memory_bytes, what real steps may hold"
+            raise MeasurementError(f"no memory size on {sys.platform}", need="one", hint=hint)
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     lines = (line.split() for line in meminfo.read_text().splitlines())
     free = next(int(words[1]) * 1024 for words in lines if words[0] == "MemAvailable:")
     if limit.is_file() and (text := limit.read_text().strip()).isdigit():
@@ -188,7 +202,10 @@ def free_memory_bytes() -> int:
 def _aligned(traces: Sequence[MemoryTrace]) -> bool:
     """Whether all list the same births and deaths in the same order."""
     first = traces[0]
-    same = all((t.operators, t.operator, t.phase) == (first.operators, first.operator, first.phase) for t in traces)
+    same = all(
+        (t.operators, t.operator, t.phase) == (first.operators, first.operator, first.phase)
+        for t in traces
+    )
     return same and all(len(t.delta_bytes) == len(first.delta_bytes) for t in traces)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_iter
 
+from rightbatch.core.errors import InvalidInputError
 from rightbatch.core.samples import Owner, Phase
 from rightbatch.tasks.build import build_model, build_optimizer, collate
 from rightbatch.tasks.step import forward_backward
@@ -55,7 +56,14 @@ def build_subject(task: Task) -> Subject:
 
 
 def read_batches(task: Task, micro_batch_size: int, accumulation_steps: int) -> list[Any]:
-    """Collate the micro-batches of one step from real examples, starting over where data ends."""
+    """Collate the micro-batches of one step from real examples, starting over where data ends.
+
+    Raises:
+        InvalidInputError: a count is below 1.
+    """
+    if micro_batch_size < 1 or accumulation_steps < 1:
+        found = f"micro_batch_size {micro_batch_size}, accumulation_steps {accumulation_steps}"
+        raise InvalidInputError(found, need="both at least 1", hint="trace sizes 2 and 3, then predict")
     length = task.num_train_examples
     starts = range(0, micro_batch_size * accumulation_steps, micro_batch_size)
     return [collate(task, ((start + i) % length for i in range(micro_batch_size))) for start in starts]

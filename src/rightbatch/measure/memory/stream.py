@@ -80,7 +80,9 @@ class Stream:
                 self.claim(storage, "activations")
 
 
-def accumulate_in_place(events: Sequence[Event], accumulated: Mapping[int, int]) -> tuple[list[Event], dict[int, int]]:
+def accumulate_in_place(
+    events: Sequence[Event], accumulated: Mapping[int, int]
+) -> tuple[list[Event], dict[int, int]]:
     """Undo what an observer changes: ``new = old + x; del old`` becomes ``old += x``.
 
     Args:

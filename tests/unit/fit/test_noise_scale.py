@@ -1,0 +1,151 @@
+"""The noise scale from pairs of norms, and its average over a pilot."""
+
+import known
+import numpy as np
+import pytest
+
+from rightbatch.core.errors import MeasurementError
+from rightbatch.core.samples import GradientSample
+from rightbatch.fit.noise_scale import (
+    NoiseScale,
+    average_over_training,
+    estimate_noise_scale,
+    noise_over_training,
+    steps_for_precision,
+)
+
+
+def point(seen: int, value: float, low: float | None = None, high: float | None = 0.0) -> NoiseScale:
+    return NoiseScale(
+        examples_seen=seen,
+        noise_scale=value,
+        low=value if low is None else low,
+        high=value if high == 0.0 else high,
+        grad_sq_norm=1.0,
+        trace_covariance=value,
+        num_samples=6,
+        source="micro-batches",
+    )
+
+
+def noisy_samples(rng: np.random.Generator, count: int, **sizes: int) -> list[GradientSample]:
+    """Around |G|^2 = 2 and tr(Sigma) = 60, with errors far smaller than either."""
+    rough = rng.standard_normal((count, 2))
+    return [known.sample(2 + 0.3 * a, 60 + 2 * b, **sizes) for a, b in rough]
+
+
+def test_exact_norms_give_back_both_terms_and_their_ratio() -> None:
+    scale = estimate_noise_scale([known.sample(2.0, 60.0)] * 3)
+    assert scale.grad_sq_norm == pytest.approx(2.0)
+    assert scale.trace_covariance == pytest.approx(60.0)
+    assert (scale.noise_scale, scale.low, scale.high) == pytest.approx((30.0, 30.0, 30.0))
+    assert (scale.decided, scale.num_samples, scale.source) == (True, 3, "micro-batches")
+
+
+def test_samples_of_different_batch_sizes_are_pooled() -> None:
+    mixed = [known.sample(2.0, 60.0, small=s, big=b) for s, b in ((1, 8), (6.4, 16), (32, 1024))]
+    assert estimate_noise_scale(mixed).noise_scale == pytest.approx(30.0)
+
+
+def test_averages_are_taken_before_the_division() -> None:
+    uneven = [known.sample(s, n) for s, n in ((0.5, 60.0), (1.0, 60.0), (4.5, 60.0))]
+    scale = estimate_noise_scale(uneven)
+    assert scale.noise_scale == pytest.approx(60 / 2)  # the mean of ratios is 64.4
+
+
+def test_a_gradient_lost_in_noise_is_undecided_with_a_lower_bound() -> None:
+    lost = [known.sample(s, 60.0 + s) for s in (-1.0, 1.2, -0.4, 0.9, 0.1, -0.2)]
+    scale = estimate_noise_scale(lost)
+    assert (scale.decided, scale.high) == (False, None)
+    assert scale.grad_sq_norm == pytest.approx(0.1)
+    assert scale.low > 10
+
+
+def test_a_negative_estimate_is_shown_as_it_is() -> None:
+    scale = estimate_noise_scale([known.sample(s, 60.0) for s in (-1.0, -1.2, 0.1)])
+    assert scale.noise_scale is None
+    assert scale.grad_sq_norm == pytest.approx(-0.7)
+    assert not scale.decided
+
+
+def test_fewer_than_three_samples_are_refused() -> None:
+    with pytest.raises(MeasurementError, match=r"2 gradient sample.*at least 3"):
+        estimate_noise_scale([known.sample(1.0, 1.0)] * 2)
+
+
+def test_preconditioned_norms_are_used_only_where_asked_for() -> None:
+    weighted = known.sample(2.0, 60.0).replace(
+        preconditioned_small_sq_norm=1 + 10 / 32, preconditioned_big_sq_norm=1 + 10 / 256
+    )
+    plain = estimate_noise_scale([weighted] * 3)
+    adam = estimate_noise_scale([weighted] * 3, preconditioned=True)
+    assert plain.noise_scale == pytest.approx(30)
+    assert adam.noise_scale == pytest.approx(10)
+    assert adam.source == "micro-batches, preconditioned"
+    with pytest.raises(MeasurementError, match="no preconditioned norms at 1000 examples"):
+        estimate_noise_scale([weighted, weighted, known.sample(2.0, 60.0)], preconditioned=True)
+
+
+def test_points_come_in_order_and_those_with_too_few_samples_are_left_out() -> None:
+    samples = [known.sample(1.0, float(seen), seen=seen) for seen in (300, 100, 200) for _ in range(3)]
+    samples += [known.sample(1.0, 1.0, seen=400)] * 2
+    points = noise_over_training(samples)
+    assert [p.examples_seen for p in points] == [100, 200, 300]
+    assert [p.noise_scale for p in points] == pytest.approx([100, 200, 300])
+
+
+def test_a_single_point_is_its_own_average() -> None:
+    scale = average_over_training([point(0, 50.0, 40.0, 70.0)])
+    assert (scale.noise_scale, scale.low, scale.high) == pytest.approx((50, 40, 70))
+
+
+def test_the_logarithm_is_averaged_by_the_trapezoidal_rule() -> None:
+    # From 0 to 100 the first value holds; then two trapezoids of 100 and 200 examples.
+    points = [point(100, 10.0), point(200, 100.0), point(400, 1000.0)]
+    weights = np.array([100 + 50, 50 + 100, 100]) / 400
+    expected = np.exp(weights @ np.log([10, 100, 1000]))
+    scale = average_over_training(points)
+    assert scale.noise_scale == pytest.approx(expected)
+    assert scale.noise_scale != pytest.approx(np.exp(np.log([10, 100, 1000]).mean()))
+    assert (scale.examples_seen, scale.num_samples) == (400, 18)
+
+
+def test_independent_errors_of_the_points_average_out() -> None:
+    factor = 2.0
+    points = [point(seen, 50.0, 50 / factor, 50 * factor) for seen in (100, 200, 300, 400)]
+    scale = average_over_training(points)
+    weights = np.array([150, 100, 100, 50]) / 400
+    assert scale.high is not None
+    assert np.log(scale.high / 50) == pytest.approx(np.log(factor) * np.sqrt((weights**2).sum()))
+    assert scale.low == pytest.approx(50**2 / scale.high)
+
+
+def test_one_undecided_point_leaves_the_average_undecided() -> None:
+    points = [point(100, 50.0, 40.0, 60.0), point(200, 500.0, 80.0, None)]
+    scale = average_over_training(points)
+    assert (scale.decided, scale.high) == (False, None)
+    weights = np.array([150, 50]) / 200
+    assert scale.low == pytest.approx(np.exp(weights @ np.log([40, 80])))
+    # The undecided point enters with its bound of 80 and not with its meaningless 500.
+    assert scale.noise_scale == pytest.approx(np.exp(weights @ np.log([50, 80])))
+
+
+def test_no_points_are_refused() -> None:
+    with pytest.raises(MeasurementError, match="0 points with a noise scale"):
+        average_over_training([])
+
+
+def test_four_times_the_samples_halve_the_interval() -> None:
+    wide = point(100, 50.0, 50 / 1.5, 50 * 1.5)
+    assert steps_for_precision(wide, 0.5) == 6
+    assert steps_for_precision(wide, np.sqrt(1.5) - 1) in {24, 25}
+    assert steps_for_precision(point(100, 50.0, 10.0, None), 0.5) is None
+
+
+def test_more_samples_give_a_narrower_interval_around_the_truth() -> None:
+    rng = np.random.default_rng(1)
+    few, many = (estimate_noise_scale(noisy_samples(rng, n)) for n in (6, 96))
+    assert few.high is not None
+    assert many.high is not None
+    assert many.low < 30 < many.high
+    assert many.high - many.low < 0.4 * (few.high - few.low)

@@ -1,0 +1,123 @@
+"""From a noise scale to examples at any batch size, with everything uncertain in it."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rightbatch.fit.intervals import NORMAL_QUANTILE
+from rightbatch.fit.noise_scale import NoiseScale
+from rightbatch.fit.steps_model import (
+    CALIBRATION,
+    UNDECIDED_RANGE,
+    StepsModel,
+    fit_steps,
+    relative_examples,
+)
+
+SIZE = st.floats(1, 1e6)
+
+
+def noise(value: float | None, low: float, high: float | None) -> NoiseScale:
+    return NoiseScale(
+        examples_seen=1000,
+        noise_scale=value,
+        low=low,
+        high=high,
+        grad_sq_norm=1.0,
+        trace_covariance=1.0,
+        num_samples=10,
+        source="micro-batches",
+    )
+
+
+@settings(deadline=None)
+@given(batch=SIZE, reference=SIZE, critical=SIZE)
+def test_relative_examples_is_the_hyperbola_of_mccandlish(
+    batch: float, reference: float, critical: float
+) -> None:
+    ratio = float(relative_examples(np.array(batch), reference, np.array(critical)))
+    back = float(relative_examples(np.array(reference), batch, np.array(critical)))
+    assert ratio * back == pytest.approx(1.0)
+    # E = E_min (1 + B / B_crit) and S = E / B = S_min (1 + B_crit / B).
+    assert ratio == pytest.approx((1 + batch / critical) / (1 + reference / critical))
+    steps = ratio * reference / batch
+    assert steps == pytest.approx((1 + critical / batch) / (1 + critical / reference))
+
+
+def test_at_the_critical_batch_size_examples_double_over_the_smallest() -> None:
+    assert float(relative_examples(np.array(1e6), 1e-9, np.array(1e6))) == pytest.approx(2.0)
+
+
+def test_a_decided_scale_is_calibrated_and_its_errors_add_in_squares() -> None:
+    model = fit_steps(noise(100.0, 80.0, 125.0), "sgd", preconditioned=False)
+    factor, log_sd = CALIBRATION["sgd", False]
+    half = np.hypot(np.log(1.25), NORMAL_QUANTILE * log_sd)
+    assert model.critical_batch_size == pytest.approx(100 * factor)
+    assert np.log(model.high / model.critical_batch_size) == pytest.approx(half)
+    assert np.log(model.critical_batch_size / model.low) == pytest.approx(half)
+    assert model.decided
+    assert model.examples_ratio(200 * factor, 100 * factor) == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize(
+    ("family", "preconditioned", "key"),
+    [
+        ("sgd", True, ("sgd", False)),
+        ("adam", True, ("adam", True)),
+        ("adam", False, ("adam", False)),
+        ("other", True, ("other", False)),
+    ],
+)
+def test_the_calibration_is_that_of_the_optimizer(
+    family: str, preconditioned: bool, key: tuple[str, bool]
+) -> None:
+    model = fit_steps(noise(100.0, 99.0, 101.0), family, preconditioned=preconditioned)  # type: ignore[arg-type]
+    assert (model.calibration, model.calibration_log_sd) == CALIBRATION[key]
+
+
+@pytest.mark.parametrize("scale", [noise(None, 50.0, None), noise(300.0, 50.0, None)])
+def test_an_undecided_scale_reaches_a_stated_range_above_its_bound(scale: NoiseScale) -> None:
+    model = fit_steps(scale, "sgd", preconditioned=False)
+    factor, log_sd = CALIBRATION["sgd", False]
+    assert not model.decided
+    assert model.low == pytest.approx(50 * factor / np.exp(NORMAL_QUANTILE * log_sd))
+    assert model.high == pytest.approx(50 * factor * UNDECIDED_RANGE)
+    assert model.low < model.critical_batch_size < model.high
+
+
+def test_draws_reproduce_the_interval() -> None:
+    model = fit_steps(noise(100.0, 80.0, 125.0), "adam", preconditioned=True)
+    draws = model.draw(np.random.default_rng(0), 20_000)
+    low, middle, high = np.quantile(draws, [0.05, 0.5, 0.95])
+    assert (low, high) == pytest.approx((model.low, model.high), rel=0.03)
+    assert middle == pytest.approx(model.critical_batch_size, rel=0.03)
+
+
+def test_undecided_draws_are_log_uniform() -> None:
+    model = fit_steps(noise(None, 50.0, None), "sgd", preconditioned=False)
+    draws = np.log(model.draw(np.random.default_rng(0), 20_000))
+    low, high = np.log(model.low), np.log(model.high)
+    assert low <= draws.min()
+    assert draws.max() <= high
+    quantiles = np.quantile(draws, [0.1, 0.25, 0.5, 0.75, 0.9])
+    assert quantiles == pytest.approx(low + (high - low) * np.array([0.1, 0.25, 0.5, 0.75, 0.9]), abs=0.05)
+
+
+@settings(deadline=None)
+@given(
+    value=st.floats(1e-3, 1e6),
+    below=st.floats(1, 100),
+    above=st.floats(1, 100),
+    family=st.sampled_from(["sgd", "adam", "other"]),
+)
+def test_the_interval_holds_the_value_whatever_the_scale(
+    value: float, below: float, above: float, family: str
+) -> None:
+    model: StepsModel = fit_steps(
+        noise(value, value / below, value * above),
+        family,  # type: ignore[arg-type]
+        preconditioned=False,
+    )
+    assert 0 < model.low <= model.critical_batch_size <= model.high
+    assert np.isfinite(model.draw(np.random.default_rng(0), 10)).all()
