@@ -4,13 +4,14 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/rightbatch plan digits --train --out demo
-	@echo "Open demo/report.html in a browser: file://$(CURDIR)/demo/report.html"
+	@echo "The report: file://$(CURDIR)/demo/report.html"
+	@echo "For the commands above, first: . $(BIN)/activate"
 
 test: $(VENV)/test.stamp
 	$(BIN)/ruff format --check .

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from rightbatch.core.facts import Environment, TaskFacts
 from rightbatch.core.recipe import LoaderOptions, Recipe, Target
@@ -12,6 +12,7 @@ from rightbatch.core.samples import (
     LoaderTiming,
     Measurements,
     MemoryTrace,
+    Owner,
     StepTiming,
 )
 
@@ -81,10 +82,10 @@ def trace(law: tuple[int, int], size: int) -> MemoryTrace:
         delta_bytes=(fixed, *step, *step),
         operator=(0, *(1, 2, 2, 1) * 2),
         phase=(0, *(0, 1, 2, 2) * 2),
-        owner=(0, *(1, 2, 2, 1) * 2),
+        owner=(0, *(4, 5, 5, 4) * 2),
         operators=("model", "batch", "linear"),
         phases=("setup", "forward", "backward"),
-        owners=("parameters", "inputs", "activations"),
+        owners=get_args(Owner),
     )
 
 

@@ -33,6 +33,7 @@ LOAD_SECONDS = (40e-6, 1.9e-6)
 CRITICAL_BATCH_SIZE = 320.0
 TODAY = 32
 PARAMETER_BYTES = 26_122 * 4
+_Event = tuple[int, str, Phase, Owner]
 _OWNERS: tuple[Owner, ...] = (
     "parameters",
     "gradients",
@@ -80,7 +81,7 @@ def environment() -> Environment:
 
 def memory_trace(micro_batch_size: int) -> MemoryTrace:
     """Two steps of a three-layer perceptron: what is born and dies, in order."""
-    events: list[tuple[int, str, Phase, Owner]] = [(PARAMETER_BYTES, "model", "setup", "parameters")]
+    events: list[_Event] = [(PARAMETER_BYTES, "model", "setup", "parameters")]
     for step in range(2):
         events += _step_events(micro_batch_size, first=step == 0)
     operators = tuple(dict.fromkeys(event[1] for event in events))
@@ -98,24 +99,23 @@ def memory_trace(micro_batch_size: int) -> MemoryTrace:
     )
 
 
-def _step_events(b: int, *, first: bool) -> list[tuple[int, str, Phase, Owner]]:
+def _step_events(b: int, *, first: bool) -> list[_Event]:
     widths = (128, 128, 128, 128, 10, 10)
     names = ("linear", "relu", "linear", "relu", "linear", "log_softmax")
     saved = [4 * b * width for width in widths]
-    events: list[tuple[int, str, Phase, Owner]] = []
+    events: list[_Event] = []
     if not first:
         events.append((-PARAMETER_BYTES, "zero_grad", "setup", "gradients"))
     events.append((b * (64 * 4 + 8), "batch", "setup", "inputs"))
-    events += [(size, name, "forward", "activations") for size, name in zip(saved, names, strict=True)]
+    for size, name in zip(saved, names, strict=True):
+        events.append((size, name, "forward", "activations"))
     for size, name in zip(reversed(saved), reversed(names), strict=True):
         events.append((size, f"{name}_backward", "backward", "temporaries"))
         if name == "linear":
             part = PARAMETER_BYTES // 3 + (PARAMETER_BYTES % 3 if size == 4 * b * 10 else 0)
             events.append((part, f"{name}_backward", "backward", "gradients"))
-        events += [
-            (-size, f"{name}_backward", "backward", "temporaries"),
-            (-size, f"{name}_backward", "backward", "activations"),
-        ]
+        events.append((-size, f"{name}_backward", "backward", "temporaries"))
+        events.append((-size, f"{name}_backward", "backward", "activations"))
     events.append((-b * (64 * 4 + 8), "batch", "backward", "inputs"))
     if first:
         events.append((2 * PARAMETER_BYTES, "adamw", "optimizer", "optimizer_state"))
@@ -204,7 +204,7 @@ def _gradients(rng: np.random.Generator, undecided: bool) -> tuple[GradientSampl
 
 def update_seconds(batch: int) -> float:
     """Loading, forward and backward, and one optimizer step, by the laws above."""
-    step = sum(STEP_SECONDS[0:1]) + STEP_SECONDS[1] * batch
+    step = STEP_SECONDS[0] + STEP_SECONDS[1] * batch
     return step + LOAD_SECONDS[0] + LOAD_SECONDS[1] * batch + OPTIMIZER_SECONDS
 
 

@@ -227,7 +227,9 @@ def test_measurements_of_another_task_are_not_continued(task_file: TaskFile, tmp
     first = run_cli("plan", task_file(), "--out", tmp_path / "out", "--time-budget", "4s")
     assert first.code in {0, 2}, first.err
     called = run_cli("plan", task_file("batch_size=4", "batch_size=2"), "--out", tmp_path / "out")
-    assert_three_parts(called, code=2, found="another task", need="one task", hint="--refresh")
+    assert_three_parts(
+        called, code=2, found="before the task changed", need="one task", hint="--refresh"
+    )
 
 
 @pytest.mark.parametrize("name", ["folder", "folder/measurements.json", "broken.json"])

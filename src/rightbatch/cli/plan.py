@@ -13,6 +13,7 @@ from rightbatch.cli.source import (
     AS_USUAL,
     Flag,
     Measuring,
+    load,
     measure_task,
     option,
     read_saved,

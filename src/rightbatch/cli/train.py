@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _EXIT_CODES = {Outcome.DIVERGED: EXIT_FINDING, Outcome.INTERRUPTED: EXIT_INTERRUPTED}
 
+_WHAT_NOW = {Outcome.INTERRUPTED: " The same command with another --run trains from the start."}
+
 
 def train(
     task: str,
@@ -84,6 +86,6 @@ def run_answer(run: Run) -> Answer:
             "seed": run.seed,
             "run_dir": str(run.run_dir),
         },
-        text=(f"Trained: {run.message}; {cost}; saved in {run.run_dir}.",),
+        text=(f"Run: {run.message}; {cost}; saved in {run.run_dir}.{_WHAT_NOW.get(run.outcome, '')}",),
         exit_code=_EXIT_CODES.get(run.outcome, EXIT_DONE),
     )

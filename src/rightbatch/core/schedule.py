@@ -11,20 +11,21 @@ from rightbatch.core.recipe import Constants
 def rate_at(
     constants: Constants,
     learning_rate: float,
-    examples: int,
+    examples: float,
     total_examples: int,
     *,
     warmup_start: float = 0.0,
 ) -> float:
-    """Learning rate of the update that brings the run to ``examples`` examples.
+    """Learning rate at a point of the run, counted in examples.
 
-    Progress is counted in examples, so the same schedule serves every batch size. The update's
-    own examples are included: the first update of a warmup from 0 already moves.
+    So the same schedule serves every batch size. An update takes the rate in the middle of its own
+    examples: neither the first update of a warmup nor the last of a decay is spent at rate 0, and
+    along straight lines the sum of rate x examples is the same for every batch size.
 
     Args:
         constants: give schedule and warmup.
         learning_rate: the peak.
-        examples: seen after this update.
+        examples: from the start of the run.
         total_examples: of the whole run.
         warmup_start: fraction of the peak at which warmup begins.
 

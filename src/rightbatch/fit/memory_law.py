@@ -177,7 +177,9 @@ def peak_parts(trace: MemoryTrace) -> Peak:
     deltas = np.asarray(trace.delta_bytes, dtype=np.int64)
     at = int(np.argmax(np.cumsum(deltas)))
     owners = np.asarray(trace.owner)[: at + 1]
-    parts = {o: int(deltas[: at + 1][owners == i].sum()) for i, o in enumerate(trace.owners)}
+    parts: dict[Owner, int] = {
+        o: int(deltas[: at + 1][owners == i].sum()) for i, o in enumerate(trace.owners)
+    }
     return Peak(
         peak_bytes=sum(parts.values()),
         parts=parts,
@@ -251,7 +253,7 @@ def _candidates(coefficients: Ints, smallest: int) -> NDArray[np.intp]:
     """Events after which the live memory may be the peak: no certain death, no certain birth next."""
     at_smallest = _horner(coefficients, np.full(len(coefficients), smallest))
     grows = (at_smallest >= 0) & (coefficients[:, 1:] >= 0).all(axis=1)
-    shrinks = (at_smallest <= 0) & (coefficients[:, 1:] <= 0).all(axis=1)
+    shrinks = ~grows & (at_smallest <= 0) & (coefficients[:, 1:] <= 0).all(axis=1)
     return np.flatnonzero(~shrinks & ~np.append(grows[1:], False))
 
 

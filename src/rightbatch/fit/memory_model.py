@@ -22,7 +22,6 @@ from rightbatch.core.units import format_bytes
 from rightbatch.fit.memory_law import (
     Ints,
     Law,
-    Piece,
     fit_law,
     line_through_peaks,
     peak_parts,
@@ -37,9 +36,12 @@ _UNCONFIRMED_SHARE = 0.12
 _CONFIRMING_SIZE = 16
 # A line errs least between its ends, where it is checked: beyond them allow this many times a miss.
 _CAUTION = 5
-# A miss below this share of the peak is rounding inside libraries: no reason to split or give up a law.
+# A miss below this share of the peak is not worth a caveat; the interval holds it all the same.
 _ROUNDING = 1e-3
-# Laws that miss a traced size by more are compared with a plain line through the peaks.
+# What a law with such rounding is trusted to: a page more or less at either end tilts it.
+_ROUNDED_SHARE = 0.005
+# A law that misses a traced size by more is split, or gives way to a line through the peaks. Below,
+# it is rounding inside libraries, and splitting would bend the slope more than it helps.
 _TOLERATED = 0.01
 
 
@@ -120,7 +122,7 @@ class MemoryModel:
         """
         law = self._law(micro_batch_size)
         piece = law.piece_at(micro_batch_size)
-        parts = {owner: law.evaluate(c, micro_batch_size) for owner, c in piece.parts.items()}
+        parts: dict[Owner, int] = {o: law.evaluate(c, micro_batch_size) for o, c in piece.parts.items()}
         parts["temporaries"] += law.peak_bytes(micro_batch_size) - sum(parts.values())  # rounding
         return parts
 
@@ -158,7 +160,8 @@ class MemoryModel:
             largest = max(parts, key=lambda owner: parts[owner])
             found = f"one example needs {least:,} bytes ({format_bytes(least)}), usable are {usable:,}"
             need = f"{least - usable:,} bytes more"
-            hint = f"raise the limit, or shrink the largest part: {largest}, {format_bytes(parts[largest])}"
+            part = format_bytes(parts[largest])
+            hint = f"raise the limit, or shrink {largest}, at {part} the largest part"
             raise InfeasibleError(found, need=need, hint=hint)
         fits, fails = 1, self.valid_range[1] + 1
         while fails - fits > 1:
@@ -232,7 +235,7 @@ def fit_memory_model(traces: Sequence[MemoryTrace]) -> MemoryModel:
         family=fitted.family,
         evidence="measured" if real else "derived",
         residual_bytes=fitted.residual_bytes,
-        low_share=fitted.share,
+        low_share=fitted.share + (unseen if real else 0.0),
         high_share=fitted.share + unseen,
         worst_case=_fit(fakes).laws[-1] if assumed else None,
         caveats=tuple(caveats),
@@ -250,7 +253,8 @@ class _Fitted:
     @property
     def share(self) -> float:
         """Half-width of the interval, as a share of the peak."""
-        return max(_CAUTION * self.miss, self.slope_share)
+        rounding = _ROUNDED_SHARE if self.miss else 0.0
+        return max(_CAUTION * self.miss, self.slope_share, rounding)
 
 
 def _fit(traces: Sequence[MemoryTrace]) -> _Fitted:
@@ -272,9 +276,9 @@ def _fit(traces: Sequence[MemoryTrace]) -> _Fitted:
 
 
 def _split(family: Sequence[MemoryTrace]) -> list[Law]:
-    """One law, or one for the smaller and one for the larger sizes where storages change their formula."""
+    """One law, or one for small and one for large sizes where storages change their formula."""
     law = fit_law(family)
-    if len(family) < 4 or _judge(family, [law], 0.0).miss <= _ROUNDING:
+    if len(family) < 4 or _judge(family, [law], 0.0).miss <= _TOLERATED:
         return [law]
     half = len(family) // 2
     return [*_split(family[:half]), *_split(family[half:])]
@@ -288,7 +292,7 @@ def _judge(traces: Sequence[MemoryTrace], laws: Sequence[Law], slope_share: floa
         peak = peak_parts(trace).peak_bytes
         nearest = min(family, key=lambda size: abs(size - trace.micro_batch_size))
         error = abs(laws[family[nearest]].peak_bytes(trace.micro_batch_size) - peak)
-        residual, miss = max(residual, error), max(miss, error / peak)
+        residual, miss = max(residual, error), max(miss, error / max(peak, 1))
     return _Fitted(
         laws=tuple(laws), family=family, residual_bytes=residual, miss=miss, slope_share=slope_share
     )

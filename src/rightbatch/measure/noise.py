@@ -7,7 +7,7 @@ scale, is seen as well as the time allows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from rightbatch.core.errors import InvalidInputError
 from rightbatch.core.samples import GradientSample, PilotPoint
-from rightbatch.fit.noise_scale import NoiseScale, estimate_noise_scale
+from rightbatch.fit.noise_scale import MIN_SAMPLES, NoiseScale, estimate_noise_scale
 from rightbatch.measure.budget import Budget
 from rightbatch.measure.gradients import (
     adam_preconditioner,
@@ -32,14 +32,17 @@ from rightbatch.tasks.task import Task
 
 NUM_POINTS = 10
 SPACING = 2**0.5
-GROUPS = 8
-MIN_SAMPLES, MAX_SAMPLES = 6, 24
+GROUPS, MOST_GROUPS = 8, 64
+LARGEST_GROUP = 64
+ENOUGH_SAMPLES, MAX_SAMPLES = 6, 24
 # A point is precise enough at this ratio of upper to lower bound.
 WANTED_SPREAD = 1.6
 # The large batch aims at this many noise scales: more brings little, less leaves |G|^2 unseen.
 BATCH_IN_NOISE_SCALES = 2.0
 # Shares of the budget: training between the points, and evaluating whether the target is met.
 TRAINING_SHARE, EVALUATION_SHARE = 0.45, 0.15
+# Share of what is left that one point may use.
+POINT_SHARE = 0.3
 
 
 @dataclass(slots=True)
@@ -74,36 +77,51 @@ def measure_noise(
     total = recipe.total_examples(recipe.batch_size, task.num_train_examples)
     pilot = Pilot(task, device, seed, total)
     generator = torch.Generator().manual_seed(seed + 1)
-    training = Budget(seconds=budget.left * TRAINING_SHARE, clock=budget.clock)
-    trained_seconds = evaluated_seconds = 0.0
+    spent = _Spent()
     noise_scale = float(recipe.batch_size)
-    for index, goal in enumerate(_point_examples(total, recipe.batch_size)):
-        if index and not budget.allows(0.0):
-            return
-        start = training.elapsed
-        while pilot.examples_seen < goal:
+    for goal in _point_examples(total, recipe.batch_size):
+        while pilot.examples_seen < goal and spent.training < TRAINING_SHARE * budget.seconds:
+            before = budget.elapsed
             pilot.update()
-            if trained_seconds + training.elapsed - start > training.seconds:
-                break  # look at the gradients here: it is as far as the time reaches
-        trained_seconds += training.elapsed - start
+            spent.training += budget.elapsed - before
+            spent.updates += 1
         if any(point.examples_seen == pilot.examples_seen for point in samples.points):
             continue
-        last = pilot.examples_seen < goal
-        share = budget.part(1.0 if last else 0.4)
-        taken = list(_sample_point(pilot, generator, noise_scale, share))
+        if samples.points and not budget.allows(MIN_SAMPLES * 2 * spent.seconds_per_update):
+            return
+        last = pilot.examples_seen < goal  # as far as the time reaches
+        share = budget.part(1.0 if last else POINT_SHARE)
+        taken = _sample_point(pilot, generator, noise_scale, spent.seconds_per_update, share)
         samples.gradients += taken
         noise_scale = _next_noise_scale(estimate_noise_scale(taken), noise_scale)
         metrics: dict[str, float] = {}
-        if task.target is not None and evaluated_seconds <= EVALUATION_SHARE * budget.seconds:
+        expected = spent.evaluating + spent.one_evaluation
+        if task.target is not None and expected <= EVALUATION_SHARE * budget.seconds:
             start = budget.elapsed
             metrics = evaluate(task, pilot.model, _validation_batches(task), device)
-            evaluated_seconds += 2 * (budget.elapsed - start)  # the next one must fit as well
+            spent.one_evaluation = budget.elapsed - start
+            spent.evaluating += spent.one_evaluation
         samples.points.append(
             PilotPoint(examples_seen=pilot.examples_seen, loss=pilot.mean_loss(), metrics=metrics)
         )
         yield f"gradient noise at {pilot.examples_seen:,} examples"
         if last or (task.target and metrics and task.target.is_reached(metrics[task.target.metric])):
             return
+
+
+@dataclass(slots=True)
+class _Spent:
+    """Where the noise budget has gone, in seconds."""
+
+    training: float = 0.0
+    updates: int = 0
+    evaluating: float = 0.0
+    one_evaluation: float = 0.0
+
+    @property
+    def seconds_per_update(self) -> float:
+        """What a forward and backward of today's batch costs, with its optimizer step."""
+        return self.training / max(1, self.updates)
 
 
 def measure_noise_updates(
@@ -156,14 +174,19 @@ def _point_examples(total: int, batch_size: int) -> list[int]:
 
 
 def _sample_point(
-    pilot: Pilot, generator: torch.Generator, noise_scale: float, budget: Budget
-) -> Iterator[GradientSample]:
+    pilot: Pilot,
+    generator: torch.Generator,
+    noise_scale: float,
+    group_seconds: float,
+    budget: Budget,
+) -> list[GradientSample]:
     """Draw large batches at fixed parameters until the noise scale is bounded tightly enough."""
     task = pilot.task
     # Micro-batches of today's size see the same batch statistics as training does.
-    micro = min(task.recipe.batch_size, 64)
+    micro = min(task.recipe.batch_size, LARGEST_GROUP)
     wanted = BATCH_IN_NOISE_SCALES * noise_scale / micro
-    num_groups = int(min(max(GROUPS, wanted), 64))
+    affordable = budget.seconds / (MIN_SAMPLES * max(group_seconds, 1e-9))
+    num_groups = int(max(2, min(max(GROUPS, wanted), MOST_GROUPS, affordable)))
     weights = adam_preconditioner(pilot.model, pilot.optimizer)
     taken: list[GradientSample] = []
     with undisturbed(pilot.model):
@@ -179,13 +202,18 @@ def _sample_point(
                     preconditioner=weights,
                 )
             )
-            yield taken[-1]
-            if len(taken) >= MIN_SAMPLES:
-                estimate = estimate_noise_scale(taken, preconditioned=weights is not None)
-                tight = estimate.high is not None and estimate.high <= WANTED_SPREAD * estimate.low
-                if tight or not budget.allows(budget.elapsed / len(taken)):
-                    break
+            if len(taken) < MIN_SAMPLES:
+                continue
+            late = not budget.allows(budget.elapsed / len(taken))
+            if late or (len(taken) >= ENOUGH_SAMPLES and _tight(taken, weights is not None)):
+                break
     pilot.model.zero_grad(set_to_none=True)
+    return taken
+
+
+def _tight(samples: Sequence[GradientSample], preconditioned: bool) -> bool:
+    estimate = estimate_noise_scale(samples, preconditioned=preconditioned)
+    return estimate.high is not None and estimate.high <= WANTED_SPREAD * estimate.low
 
 
 def _next_noise_scale(estimate: NoiseScale, before: float) -> float:

@@ -50,7 +50,7 @@ class Pilot:
         """
         recipe, batch = self.task.recipe, next(self._batches)
         size = batch_examples(batch)
-        rate = rate_at(recipe, recipe.lr, self.examples_seen + size, self.total_examples)
+        rate = rate_at(recipe, recipe.lr, self.examples_seen + size / 2, self.total_examples)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         loss = forward_backward(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ SAVE_EVERY_SECONDS = 1.0
 LOADER_SIZES = (8, 64, 512)
 # Timing never fills memory: it stays below this share of the device by the traced law.
 MEMORY_SHARE = 0.5
+# Load average per core, before timing starts, above which other work disturbs it.
+BUSY_LOAD = 0.8
 
 Changes = dict[str, Any]
 
@@ -176,6 +179,12 @@ def _run_speed(context: Context, state: Measurements, limit: Budget) -> Iterator
     samples = SpeedSamples(updates=list(state.optimizer_seconds))
     samples.steps.update({t.micro_batch_size: list(t.seconds) for t in state.step_timings})
     timer = StepTimer(context.task, context.device)
+    busy = os.getloadavg()[0] / (os.cpu_count() or 1) if hasattr(os, "getloadavg") else 0.0
+    if busy > BUSY_LOAD:
+        note = (
+            f"speed: timed on a busy machine (load average {busy:.1f} per core), so times are too high"
+        )
+        yield "machine load", {"notes": (*(n for n in state.notes if n[:12] != note[:12]), note)}
     largest = context.task.num_train_examples
     if state.memory:
         largest = min(

@@ -17,6 +17,7 @@ import torch
 
 from rightbatch.core.samples import StepTiming
 from rightbatch.fit.intervals import NORMAL_QUANTILE, median_standard_error
+from rightbatch.fit.speed_model import MIN_REPETITIONS
 from rightbatch.measure.budget import Budget
 from rightbatch.tasks.build import (
     build_model,
@@ -122,7 +123,7 @@ def measure_steps(
         sizes = [b for b in repeats if not _precise(samples.steps[b])]
         order.shuffle(sizes)
         for size in sizes:
-            if round_number >= MIN_ROUNDS and not budget.allows(0.0):
+            if round_number >= MIN_REPETITIONS and budget.left <= 0:
                 return
             step, update = np.mean([timer.time_step(size) for _ in range(repeats[size])], axis=0)
             samples.steps[size].append(float(step))
@@ -136,13 +137,15 @@ def _grow(
     timer: StepTimer, *, largest: int, smallest: int, budget: Budget
 ) -> Iterator[tuple[int, float]]:
     """Double the size until throughput has saturated, a limit is met or time runs short."""
-    best, stale, size, seconds = 0.0, 0, smallest, 0.0
+    best, stale, size, seconds, one_round = 0.0, 0, smallest, 0.0, 0.0
     while size <= largest and stale < SATURATED_DOUBLINGS:
-        # Twice the work, a warm-up and at least MIN_ROUNDS timings must fit into what is left.
-        if best and not budget.allows(2 * seconds * (MIN_ROUNDS + 2)):
+        # A larger size takes up to twice as long: its probing and some rounds of all must fit.
+        probing, rounds = 3 * 2 * seconds, MIN_ROUNDS * (one_round + 2 * seconds)
+        if best and not budget.allows(probing + rounds):
             return
         timer.time_step(size)
         seconds = min(sum(timer.time_step(size)) for _ in range(2))
+        one_round += max(seconds, MIN_SAMPLE_SECONDS)
         yield size, seconds
         stale = 0 if size / seconds > SATURATION_GAIN * best else stale + 1
         best = max(best, size / seconds)

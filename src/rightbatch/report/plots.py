@@ -121,7 +121,8 @@ def plot_speed(speed: SpeedModel, loader: LoaderModel | None, plan: Plan | None)
         rate = [speed.examples_per_second(b)]
         add_points(figure, [b], rate, f"plan: {b}", **look, **below, showlegend=False)
     size_axis(figure, sizes)
-    log_axis(figure, min(millis) / 1.5, max(millis) * 1.5, title="step, ms", **above)
+    ends = [end for pair in bounds for end in pair if end > 0]  # a logarithmic axis has no 0
+    log_axis(figure, min(ends) / 1.2, max(ends) * 1.2, title="step, ms", **above)
     figure.update_xaxes(title="micro-batch size", **below)
     figure.update_yaxes(title="examples/s", rangemode="tozero", **below)
     return figure

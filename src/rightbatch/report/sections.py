@@ -135,12 +135,11 @@ def _memory_fact(measurements: Measurements, models: Models, plan: Plan | None) 
     if models.memory is None:
         return "not measured", "no traces"
     size = plan.micro_batch_size if plan else measurements.task.recipe.batch_size
-    high, device = models.memory.high_bytes(size), measurements.environment.memory_bytes
-    words = (
-        f"at micro-batch {size:,}, at most {format_bytes(high)}:"
-        f" {percent(high / device)} of the device's {format_bytes(device)}"
-    )
-    return format_bytes(models.memory.peak_bytes(size)), words
+    peak, high = models.memory.peak_bytes(size), models.memory.high_bytes(size)
+    device = measurements.environment.memory_bytes
+    bound = f", at most {format_bytes(high)}" if high > peak else ""
+    share = f"{percent(high / device)} of the device's {format_bytes(device)}"
+    return format_bytes(peak), f"at micro-batch {size:,}{bound}: {share}"
 
 
 def _knee_fact(models: Models) -> tuple[str, str]:
@@ -148,11 +147,8 @@ def _knee_fact(models: Models) -> tuple[str, str]:
         return "not measured", "no timed steps"
     knee = models.speed.knee_micro_batch_size
     rate = format_number(float(f"{models.speed.examples_per_second(knee):.3g}"))
-    ends = ", the largest that was timed" if knee == models.speed.valid_range[1] else ""
-    return (
-        f"micro-batch {knee:,}{ends}",
-        f"smallest within 10 % of the best throughput: {rate} examples/s",
-    )
+    last = "; none larger was timed" if knee == models.speed.valid_range[1] else ""
+    return f"micro-batch {knee:,}", f"within 10 % of the best throughput: {rate} examples/s{last}"
 
 
 def _noise_fact(models: Models) -> tuple[str, str]:

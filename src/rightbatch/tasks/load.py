@@ -107,5 +107,7 @@ def _broken(doing: str, error: Exception, source: Path | str | None) -> tuple[st
     """Name the exception and the last line of the task's own file on the way to it, if any."""
     lines = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(source)]
     where = f" at {lines[-1].filename}:{lines[-1].lineno}" if lines else ""
+    if isinstance(error, RightBatchError):
+        return f"{doing}{where}: {error.found}", error.need, error.hint
     found = f"{doing} raised {type(error).__name__}: {error}{where}"
     return found, "a task that imports and builds", "run the file with python first"

@@ -46,13 +46,13 @@ def check_run(task: Task, windows: Windows, device: str) -> None:
         InvalidTaskError: data, model, loss or metric is not usable, or the weights cannot be saved.
         InvalidInputError: BatchNorm cannot normalise the one example of some micro-batch.
     """
-    check_task(task, device)
     model = build_model(task, device)
     for name, value in model.state_dict().items():
         if not isinstance(value, Tensor):
             found = f"state_dict() holds a {type(value).__name__} under {name!r}"
             hint = "return a tensor from get_extra_state(), or drop it"
             raise InvalidTaskError(found, need="tensors only, to be saved without pickle", hint=hint)
+    check_task(task, device)
     if any(isinstance(module, _BatchNorm) for module in model.modules()):
         _check_lone_example(task, model, windows, device)
 
@@ -72,10 +72,11 @@ def _check_lone_example(task: Task, model: nn.Module, windows: Windows, device: 
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
+        sizes = " and ".join(str(size) for size in sorted(set(lone.micro_batch_sizes), reverse=True))
         found = (
             "a micro-batch of 1 example, which BatchNorm cannot normalise:"
             f" {windows.num_train_examples} examples in updates of {windows.global_batch_size} come to"
-            f" one of {lone.num_examples}, in micro-batches of {max(lone.micro_batch_sizes)} and 1"
+            f" one of {lone.num_examples}, in micro-batches of {sizes}"
         )
         hint = "change global_batch_size or micro_batch_size in the plan, or drop a training example"
         raise InvalidInputError(

@@ -10,13 +10,13 @@ from time import perf_counter
 from rightbatch.core.errors import InvalidInputError
 from rightbatch.core.plan import Plan
 from rightbatch.core.run import Outcome, Run
+from rightbatch.core.schedule import rate_at
 from rightbatch.tasks.check import evaluate
 from rightbatch.tasks.task import Task
 from rightbatch.train.accumulate import WindowGradient
 from rightbatch.train.check import check_plan, check_run
 from rightbatch.train.record import Progress, RunRecord
 from rightbatch.train.sampler import Windows, train_loader, valid_loader
-from rightbatch.train.schedule import check_warmup
 from rightbatch.train.update import InterruptGuard, Updater
 
 
@@ -54,11 +54,12 @@ def train(
         raise InvalidInputError(found, need="seed >= 0 and max_updates >= 1 or None", hint=hint)
     plan = check_plan(task, plan)
     whole = Windows.of(plan, task.num_train_examples, seed)
-    check_warmup(plan, whole.total_examples)
+    # Before anything is built: this refuses a warmup that is longer than the run.
+    rate_at(plan, plan.learning_rate, 0, whole.total_examples)
     windows = Windows.of(plan, task.num_train_examples, seed, max_updates)
     check_run(task, windows, device)
+    updater = Updater(task, plan, total_examples=whole.total_examples, seed=seed, device=device)
     with RunRecord(Path(run_dir), plan, windows.total_examples, on_progress) as record:
-        updater = Updater(task, plan, total_examples=whole.total_examples, seed=seed, device=device)
         guard = InterruptGuard()
         try:
             with guard.installed():
@@ -66,6 +67,7 @@ def train(
         except KeyboardInterrupt:
             outcome = Outcome.INTERRUPTED
             message = f"interrupted; the weights are those after update {record.updates}"
+        updater.discard()
         record.save_weights("final", updater.model)
         if updater.averaged is not None:
             record.save_weights("ema", updater.averaged.module)

@@ -14,11 +14,11 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from rightbatch.core.plan import Plan
+from rightbatch.core.schedule import rate_at
 from rightbatch.tasks.build import build_model, build_optimizer, to_device
 from rightbatch.tasks.task import Task
 from rightbatch.train.accumulate import WindowGradient, accumulate_window, scale_gradients
 from rightbatch.train.sampler import Window
-from rightbatch.train.schedule import rate_at
 
 
 class Updater:
@@ -36,6 +36,8 @@ class Updater:
             average = get_ema_multi_avg_fn(plan.ema_decay)
             self.averaged = AveragedModel(self.model, multi_avg_fn=average)
         self._parameters = list(self.model.parameters())
+        # Running statistics move in the forward, before it is known whether there will be a step.
+        self._buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
         # A factory may give its groups different rates: the schedule moves all by one factor.
         self._group_rates = [float(group["lr"]) for group in self.optimizer.param_groups]
 
@@ -43,6 +45,17 @@ class Updater:
     def evaluated(self) -> nn.Module:
         """The model that evaluation sees: the average where one is kept."""
         return self.model if self.averaged is None else self.averaged.module
+
+    def rate_at(self, examples_seen: float) -> float:
+        """The plan's learning rate at a point of the run."""
+        plan = self.plan
+        return rate_at(
+            plan,
+            plan.learning_rate,
+            examples_seen,
+            self.total_examples,
+            warmup_start=plan.warmup_start,
+        )
 
     def accumulate(self, window: Window, batches: Iterator[Any]) -> WindowGradient:
         """Leave in ``.grad`` the gradient of a window, taking its micro-batches from ``batches``."""
@@ -71,14 +84,21 @@ class Updater:
         if clip_norm is not None and norm > clip_norm:  # the factor of torch's clip_grad_norm_
             gradients = [p.grad for p in self._parameters if p.grad is not None]
             scale_gradients(gradients, clip_norm / (norm + 1e-6))
-        learning_rate = rate_at(self.plan, examples_seen, self.total_examples)
+        learning_rate = self.rate_at(examples_seen)
         factor = learning_rate / self.plan.learning_rate
         for group, rate in zip(self.optimizer.param_groups, self._group_rates, strict=True):
             group["lr"] = rate * factor
         self.optimizer.step()
         if self.averaged is not None:  # its first call copies the weights
             self.averaged.update_parameters(self.model)
+        for buffer, kept in self._buffers:
+            kept.copy_(buffer)
         return learning_rate
+
+    def discard(self) -> None:
+        """Leave the model as the last step left it, whatever has been accumulated since."""
+        for buffer, kept in self._buffers:
+            buffer.copy_(kept)
 
 
 class InterruptGuard:

@@ -33,7 +33,9 @@ def test_replace_validates_like_a_new_record() -> None:
 
 
 def test_unknown_key_is_refused_with_the_closest_one() -> None:
-    with pytest.raises(InvalidInputError, match=r"unknown key `batchsize`.*\n.*did you mean `batch_size`"):
+    with pytest.raises(
+        InvalidInputError, match=r"unknown key `batchsize`.*\n.*did you mean `batch_size`"
+    ):
         recipe(batchsize=8)
 
 
@@ -143,7 +145,9 @@ def test_loader_options_and_runs_pickle() -> None:
 
 
 def test_factors_that_do_not_multiply_are_refused_with_their_product() -> None:
-    with pytest.raises(InvalidInputError, match=r"global_batch_size = 32, but micro 8 x accumulation 2"):
+    with pytest.raises(
+        InvalidInputError, match=r"global_batch_size = 32, but micro 8 x accumulation 2"
+    ):
         Plan.from_recipe(recipe(batch_size=32), micro_batch_size=8, accumulation_steps=2)
 
 

@@ -32,9 +32,7 @@ def test_message_holds_what_was_found_needed_and_to_do() -> None:
 
 
 @pytest.mark.parametrize(("kind", "name"), KINDS.items())
-def test_error_survives_pickling_and_names_its_kind(
-    kind: type[RightBatchError], name: str
-) -> None:
+def test_error_survives_pickling_and_names_its_kind(kind: type[RightBatchError], name: str) -> None:
     error = pickle.loads(pickle.dumps(kind("found", "need", "hint")))
     assert type(error) is kind
     assert error.args == ("found", "need", "hint")

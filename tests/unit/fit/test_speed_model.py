@@ -33,7 +33,9 @@ def test_nothing_is_claimed_outside_the_measured_range() -> None:
     speed = model({4: 1.0, 8: 2.0})
     assert speed.valid_range == (4, 8)
     for size in (3, 9):
-        with pytest.raises(InvalidInputError, match=f"micro-batch size {size}; need a size from 4 to 8"):
+        with pytest.raises(
+            InvalidInputError, match=f"micro-batch size {size}; need a size from 4 to 8"
+        ):
             speed.step_seconds(size)
 
 

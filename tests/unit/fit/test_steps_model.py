@@ -101,7 +101,9 @@ def test_undecided_draws_are_log_uniform() -> None:
     assert low <= draws.min()
     assert draws.max() <= high
     quantiles = np.quantile(draws, [0.1, 0.25, 0.5, 0.75, 0.9])
-    assert quantiles == pytest.approx(low + (high - low) * np.array([0.1, 0.25, 0.5, 0.75, 0.9]), abs=0.05)
+    assert quantiles == pytest.approx(
+        low + (high - low) * np.array([0.1, 0.25, 0.5, 0.75, 0.9]), abs=0.05
+    )
 
 
 @settings(deadline=None)

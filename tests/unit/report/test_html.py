@@ -104,7 +104,7 @@ def test_nothing_is_loaded_from_anywhere(page: Page) -> None:
 
 
 def test_the_policy_allows_exactly_the_scripts_that_are_there(page: Page) -> None:
-    (policy,) = [v["content"] or "" for t, v in page.attributes if "http-equiv" in v]
+    (policy,) = [v["content"] or "" for _, v in page.attributes if "http-equiv" in v]
     rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
     assert rules["default-src"] == "'none'"
     expected = [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in page.scripts]
@@ -145,7 +145,8 @@ def test_every_decision_shows_today_evidence_rule_source_and_reason(page: Page) 
 
 
 def test_only_the_sources_used_are_cited(page: Page) -> None:
-    cited = [v["id"] for _, v in page.attributes if (v.get("id") or "").startswith("source-")]
+    names = [values.get("id") or "" for _, values in page.attributes]
+    cited = [name for name in names if name.startswith("source-")]
     used = {d.source for d in records.plan().decisions} | {"memory_law", "noise_calibration"}
     assert sorted(cited) == sorted(f"source-{key}" for key in used)
 
@@ -185,7 +186,7 @@ def test_without_any_sample_the_page_has_no_figure_and_no_script() -> None:
 
 @pytest.mark.parametrize("payload", HOSTILE)
 def test_text_from_records_never_becomes_markup(payload: str, page: Page) -> None:
-    metric = f"accuracy{payload}"
+    metric = f"accuracy{payload}"  # as the poisoned target names it
     runs = [
         history(
             payload + name,
@@ -199,14 +200,9 @@ def test_text_from_records_never_becomes_markup(payload: str, page: Page) -> Non
         for name, batch in (("plan", 96), ("recipe", 32))
     ]
     measurements = Measurements(**poisoned(records.measurements(), payload))
-    target = records.task_facts().target
-    assert target is not None
-    task = measurements.task.replace(target=target.replace(metric=metric))
     plan = Plan(**poisoned(records.plan(), payload))
     assert payload in plan.decisions[0].reason
-    hostile = Page(
-        render_report(measurements.replace(task=task), plan, runs, folder=Path(f"demo{payload}"))
-    )
+    hostile = Page(render_report(measurements, plan, runs, folder=Path(f"demo{payload}")))
     assert hostile.tags == page.tags
     assert hostile.scripts == page.scripts
     assert payload in "".join(hostile.words)
@@ -274,7 +270,9 @@ def test_a_damaged_line_is_refused_with_its_number(tmp_path: Path) -> None:
 
 
 def test_without_plotly_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    def find_nothing(name: str) -> None: ...
+
+    monkeypatch.setattr("importlib.util.find_spec", find_nothing)
     with pytest.raises(MissingPackageError, match=r"pip install 'rightbatch\[report\]'"):
         render_report(records.measurements(), None)
 

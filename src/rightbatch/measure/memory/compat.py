@@ -23,8 +23,12 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 from torch.autograd import profiler
-from torch.optim import optimizer as optimizer_module
-from torch.utils import _foreach_utils as foreach_module
+from torch.optim.optimizer import (
+    _foreach_supported_types as optimizer_types,  # pyright: ignore[reportPrivateUsage]
+)
+from torch.utils._foreach_utils import (
+    _foreach_supported_types as utility_types,  # pyright: ignore[reportPrivateUsage]
+)
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 
 # Sets a mark in the allocator's log.
@@ -38,7 +42,7 @@ DATA_DEPENDENT = (DataDependentOutputException, DynamicOutputShapeException)
 
 
 def fake_mode() -> FakeTensorMode:
-    """Operators compute shapes and storages without memory; real constants in a loss are taken along."""
+    """Operators compute shapes and storages only; real constants that a loss holds are taken along."""
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
@@ -48,10 +52,7 @@ def foreach_accepts_fakes() -> Generator[None]:
 
     torch chooses it by exact type, so clipping fake gradients would allocate otherwise.
     """
-    lists: list[list[Any]] = [
-        optimizer_module._foreach_supported_types,  # pyright: ignore[reportPrivateUsage]
-        foreach_module._foreach_supported_types,  # pyright: ignore[reportPrivateUsage]
-    ]
+    lists: list[list[Any]] = [optimizer_types, utility_types]
     for types in lists:
         types.append(FakeTensor)
     try:
@@ -109,6 +110,12 @@ class BackwardNode:
     sequence: int
     is_custom: bool
     """A user's autograd.Function, whose backward is Python rather than a derivative formula."""
+    raw: Any
+
+    def feeds_twice(self) -> bool:
+        """Whether two of its gradients go to one place, as those of ``h * h`` do."""
+        targets = [(id(node), index) for node, index in self.raw.next_functions if node is not None]
+        return len(set(targets)) < len(targets)
 
 
 def running_backward_node() -> BackwardNode | None:
@@ -119,7 +126,7 @@ def running_backward_node() -> BackwardNode | None:
     if node is None:
         return None
     custom = isinstance(node, torch.autograd.function.BackwardCFunction)
-    return BackwardNode(int(node._sequence_nr()), custom)
+    return BackwardNode(int(node._sequence_nr()), custom, node)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,13 +143,11 @@ class AllocatorEvent:
 
 
 # Operators that only pass on an allocation which somebody else wanted.
-_ALLOCATING = frozenset(
-    f"aten::{name}"
-    for name in (
-        "empty empty_like empty_strided new_empty resize_ zeros zeros_like ones_like full_like"
-        " clone contiguous copy_ to _to_copy"
-    ).split()
-)
+_ALLOCATING = frozenset({
+    "aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty", "aten::resize_",
+    "aten::zeros", "aten::zeros_like", "aten::ones_like", "aten::full_like",
+    "aten::clone", "aten::contiguous", "aten::copy_", "aten::to", "aten::_to_copy",
+})  # fmt: skip
 
 
 def record_allocator(run: Callable[[Mark], None], prefix: str) -> list[AllocatorEvent]:

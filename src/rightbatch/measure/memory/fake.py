@@ -104,8 +104,7 @@ class StorageObserver(compat.DispatchMode):
             if isinstance(tensor, Tensor):
                 self._claim(tensor, "inputs")
         self._claim_holdings()
-        for storage in self.stream.live_bytes:  # tensors that a module keeps beside its buffers
-            self.stream.owners.setdefault(storage, "buffers")
+        self.stream.claim_rest("buffers")  # tensors that a module keeps beside its buffers
 
     def enter(self, phase: Phase) -> None:
         """Attribute what the phase that ends has left alive, then begin the next."""
@@ -146,9 +145,9 @@ class StorageObserver(compat.DispatchMode):
         old = self._number(args[0])
         if old is None:
             return
-        # The engine adds a gradient that another node made to the one that this node has just made.
+        # The engine adds what this node has just made to what another, or itself, has made before.
         if func is aten.add.Tensor and isinstance(args[1], Tensor):
-            in_place = self._nodes.get(old) != node.sequence
+            in_place = self._nodes.get(old) != node.sequence or node.feeds_twice()
         else:
             in_place = func in _IN_PLACE_FORMULAS and not node.is_custom
             in_place = in_place and self._nodes.get(old) == node.sequence

@@ -15,6 +15,7 @@ from rightbatch.tasks.task import Task
 _PREFIX = "rightbatch/"
 _END = "end"
 _LONGEST_TURN = 32  # events of one turn of a kernel's loop
+_Claims = dict[int, Owner]  # address of a living block to what it holds
 _PHASES: dict[str, Phase] = {p: p for p in ("forward", "backward", "optimizer")}
 
 
@@ -30,19 +31,21 @@ def trace_kernels(task: Task, micro_batch_size: int, *, accumulation_steps: int 
         micro_batch_size: examples in each forward.
         accumulation_steps: micro-batches per optimizer step, all held from its start.
     """
-    claims: list[list[tuple[int, Owner]]] = []
+    claims: list[_Claims] = []
 
     def two_steps(mark: compat.Mark) -> None:
         subject = build_subject(task)
         batches = read_batches(task, micro_batch_size, accumulation_steps)
 
         def enter(phase: Phase) -> None:
-            held = [(tensor, owner) for owner, tensor in subject.holdings()]
+            held = dict[int, Owner]()
+            for owner, tensor in subject.holdings():
+                held |= dict.fromkeys(_addresses(tensor), owner)
             if not claims:
-                held += [(t, "inputs") for t in tree_iter(batches) if isinstance(t, Tensor)]
-            claims.append([
-                (address, owner) for tensor, owner in held for address in _addresses(tensor)
-            ])
+                for tensor in tree_iter(batches):
+                    if isinstance(tensor, Tensor):
+                        held |= dict.fromkeys(_addresses(tensor), "inputs")
+            claims.append(held)
             mark(phase)
 
         run_steps(task, subject, batches, micro_batch_size, enter)
@@ -60,43 +63,48 @@ def trace_kernels(task: Task, micro_batch_size: int, *, accumulation_steps: int 
 
 
 def _addresses(tensor: Tensor) -> list[int]:
-    """Where the memory behind a tensor begins: one block, or those of a wrapper's or sparse parts."""
+    """Where the memory behind a tensor begins: one block, or those of a wrapper's parts."""
     if tensor.layout is not torch.strided:
         return []
     return [plain.untyped_storage().data_ptr() for plain in compat.plain_tensors(tensor)]
 
 
-def _read_log(log: list[compat.AllocatorEvent], claims: list[list[tuple[int, Owner]]]) -> Stream:
+def _read_log(log: list[compat.AllocatorEvent], claims: list[_Claims]) -> Stream:
     """Follow addresses through the log; of the setup only what outlives it counts."""
+    first, last = (
+        next(i for i, e in enumerate(log) if e.kind == "mark" and e.name == name)
+        for name in ("forward", _END)
+    )
     stream, numbers = Stream(), dict[int, int]()
-    first_mark = next(index for index, event in enumerate(log) if event.kind == "mark")
-    alive = dict[int, compat.AllocatorEvent]()
-    for event in log[:first_mark]:
-        if event.delta_bytes > 0:
-            alive[event.address] = event
-        else:
-            alive.pop(event.address, None)
-    for address, event in alive.items():
-        numbers[address] = stream.born(event.delta_bytes, event.name)
+    for event in _survivors(log[:first]):
+        numbers[event.address] = stream.born(event.delta_bytes, event.name)
     waiting = iter(claims)
-    for event in log[first_mark:]:
+    for event in log[first:last]:  # what follows is the release of model and optimizer
         if event.kind == "mark":
-            if event.name == _END:  # what follows is the release of model and optimizer
-                break
             if event.name == "backward":
                 stream.claim_activations()
-            for address, owner in next(waiting, []):
+            for address, owner in next(waiting).items():
                 if address in numbers:
                     stream.claim(numbers[address], owner)
-            if stream.phase == "setup":  # tensors that a module keeps beside its buffers
-                for number in numbers.values():
-                    stream.owners.setdefault(number, "buffers")
+            if stream.phase == "setup":
+                stream.claim_rest("buffers")  # tensors that a module keeps beside its buffers
             stream.phase = _PHASES[event.name]
         elif event.delta_bytes > 0:
             numbers[event.address] = stream.born(event.delta_bytes, event.name)
         elif event.address in numbers:
             stream.died(numbers.pop(event.address))
     return stream
+
+
+def _survivors(log: list[compat.AllocatorEvent]) -> list[compat.AllocatorEvent]:
+    """Allocations that are not freed again."""
+    alive = dict[int, compat.AllocatorEvent]()
+    for event in log:
+        if event.delta_bytes > 0:
+            alive[event.address] = event
+        else:
+            alive.pop(event.address, None)
+    return list(alive.values())
 
 
 def _without_repeats(log: list[compat.AllocatorEvent]) -> list[compat.AllocatorEvent]:

@@ -81,7 +81,10 @@ def iterate_memory_traces(
     for size in FAKE_SIZES:
         if len(fakes) == 3 and not is_curved(fakes):
             break
-        if fakes and _input_bytes(fakes[-1]) / fakes[-1].micro_batch_size * size > affordable_bytes:
+        if (
+            size > KERNEL_RUNGS[1]
+            and _input_bytes(fakes[-1]) / fakes[-1].micro_batch_size * size > affordable_bytes
+        ):
             continue
         try:
             with caller_untouched():
@@ -129,9 +132,10 @@ def _climb(
     spent = 0.0
     for rung in rungs:
         for size in range(rung, rung + group):
-            start = time.perf_counter()
+            start, busy = time.perf_counter(), time.process_time()
             traces.append(trace(size))
-            took = time.perf_counter() - start
+            # The smaller of both: other processes lengthen the first, own threads the second.
+            took = min(time.perf_counter() - start, time.process_time() - busy)
             yield traces[-1]
             if size == rung and follows(traces[-1 - group : -1], traces[-1]):
                 return

@@ -41,8 +41,10 @@ class Subject:
             yield "parameters", parameter
             if parameter.grad is not None:
                 yield "gradients", parameter.grad
-        yield from (("buffers", buffer) for buffer in self.model.buffers())
-        yield from (("optimizer_state", average) for average in self.average)
+        for buffer in self.model.buffers():
+            yield "buffers", buffer
+        for average in self.average:
+            yield "optimizer_state", average
         for tensor in tree_iter([dict(state) for state in self.optimizer.state.values()]):
             if isinstance(tensor, Tensor):
                 yield "optimizer_state", tensor

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from typing import Literal
 
 from rightbatch.core.samples import MemoryTrace, Owner, Phase
 
@@ -71,7 +72,13 @@ class Stream:
     def claim(self, storage: int, owner: Owner) -> None:
         """Say what a storage holds; the strongest claim stays."""
         held = self.owners.get(storage, "temporaries")
-        self.owners[storage] = max(held, owner, key=_OWNERS.index)
+        if _OWNERS.index(owner) > _OWNERS.index(held):
+            self.owners[storage] = owner
+
+    def claim_rest(self, owner: Owner) -> None:
+        """Say what every living storage holds that nobody has claimed."""
+        for storage in self.live_bytes:
+            self.owners.setdefault(storage, owner)
 
     def claim_activations(self) -> None:
         """Forward has ended: what it made and left alive is kept for backward."""
@@ -123,7 +130,8 @@ def order_deaths(events: Sequence[Event]) -> list[Event]:
     """Sort each run of deaths by birth: their order is that of hash tables, and no peak lies within."""
     ordered: list[Event] = []
     for (shrinks, _), run in groupby(events, key=lambda e: (e.delta_bytes < 0, e.phase)):
-        ordered += sorted(run, key=lambda e: e.storage) if shrinks else run
+        block = list(run)
+        ordered += sorted(block, key=lambda e: e.storage) if shrinks else block
     return ordered
 
 
@@ -132,7 +140,7 @@ def to_trace(
     owners: Mapping[int, Owner],
     *,
     micro_batch_size: int,
-    source: str,
+    source: Literal["fake", "kernels"],
     caveats: Sequence[str] = (),
 ) -> MemoryTrace:
     """Write events as the columns of a record."""

@@ -1,0 +1,134 @@
+"""Noise along a pilot: where it looks, what it keeps, when it ends."""
+
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+from rightbatch.core.errors import InvalidInputError, MeasurementError
+from rightbatch.core.recipe import Target
+from rightbatch.measure.budget import Budget
+from rightbatch.measure.noise import (
+    MAX_SAMPLES,
+    MIN_SAMPLES,
+    NoiseSamples,
+    measure_noise,
+    measure_noise_updates,
+)
+from rightbatch.tasks.task import Task
+
+
+def run(
+    task: Task, samples: NoiseSamples | None = None, seconds: float = 60.0
+) -> tuple[NoiseSamples, list[str]]:
+    samples = samples or NoiseSamples()
+    return samples, list(
+        measure_noise(task, samples, device="cpu", budget=Budget(seconds=seconds), seed=0)
+    )
+
+
+def recipe(**changes: Any) -> Any:
+    return tiny.task().recipe.replace(**changes)
+
+
+def test_points_lie_evenly_in_the_logarithm_up_to_the_whole_run() -> None:
+    samples, messages = run(tiny.task(recipe=recipe(epochs=8)))
+    seen = [point.examples_seen for point in samples.points]
+    assert seen == [72, 96, 136, 192, 272, 384]  # 384 over powers of sqrt(2), from 8 updates on
+    assert len(messages) == 6
+    for point in seen:
+        taken = [s for s in samples.gradients if s.examples_seen == point]
+        assert MIN_SAMPLES <= len(taken) <= MAX_SAMPLES
+    assert all(point.metrics.keys() == {"mse"} for point in samples.points)
+    assert samples.points[-1].loss < samples.points[0].loss
+
+
+def test_a_run_too_short_for_that_has_one_point_at_its_end() -> None:
+    samples, _ = run(tiny.task(recipe=recipe(epochs=0.5)))
+    assert [point.examples_seen for point in samples.points] == [24]
+
+
+def test_the_target_ends_the_pilot() -> None:
+    samples, _ = run(tiny.task(target=Target("mse", 1e9, higher_is_better=False)))
+    assert len(samples.points) == 1
+
+
+def test_a_task_without_a_target_is_not_evaluated() -> None:
+    def evaluate(*_: Any) -> dict[str, float]:
+        raise AssertionError("evaluated")
+
+    samples, _ = run(tiny.task(target=None, evaluate=evaluate))
+    assert all(point.metrics == {} for point in samples.points)
+
+
+def test_a_spent_budget_leaves_one_point_with_the_fewest_samples() -> None:
+    samples, _ = run(tiny.task(), seconds=1e-9)
+    assert len(samples.points) == 1
+    assert len(samples.gradients) == MIN_SAMPLES
+    assert samples.points[0].examples_seen == 8  # as far as the time reached
+
+
+def test_points_already_there_are_passed_through_on_the_same_path() -> None:
+    task = tiny.task(recipe=recipe(epochs=8))
+    whole, _ = run(task)
+    cut = NoiseSamples([s for s in whole.gradients if s.examples_seen <= 136], list(whole.points[:3]))
+    kept = list(cut.gradients)
+    again, messages = run(task, cut)
+    assert len(messages) == 3
+    assert again.gradients[: len(kept)] == kept
+    assert [p.examples_seen for p in again.points] == [p.examples_seen for p in whole.points]
+    assert again.points[-1].metrics == pytest.approx(whole.points[-1].metrics)
+
+
+def test_looking_does_not_change_the_pilot() -> None:
+    task = tiny.task(model=tiny.batch_norm, recipe=recipe(epochs=8))
+    samples, _ = run(task)
+    only_last = NoiseSamples([], list(samples.points[:-1]))
+    run(task, only_last)
+    assert only_last.points[-1].metrics == pytest.approx(samples.points[-1].metrics)
+
+
+def test_an_adaptive_optimizer_gives_preconditioned_norms_too() -> None:
+    adam, _ = run(tiny.task(recipe=recipe(optimizer="adamw")))
+    sgd, _ = run(tiny.task())
+    assert all(s.preconditioned_big_sq_norm is not None for s in adam.gradients)
+    assert all(s.preconditioned_big_sq_norm is None for s in sgd.gradients)
+
+
+def test_updates_are_reproducible_and_follow_the_seed() -> None:
+    first, again = (measure_noise_updates(tiny.task(), updates=4, batch_size=16) for _ in range(2))
+    other = measure_noise_updates(tiny.task(), updates=4, batch_size=16, seed=1)
+    assert first == again
+    assert other != first
+    assert (first.num_samples, first.examples_seen) == (4, 48)
+
+
+def test_updates_train() -> None:
+    slow = measure_noise_updates(tiny.task(recipe=recipe(lr=1e-9)), updates=40, batch_size=16)
+    fast = measure_noise_updates(tiny.task(recipe=recipe(lr=0.1)), updates=40, batch_size=16)
+    assert fast.grad_sq_norm < 0.2 * slow.grad_sq_norm
+
+
+@pytest.mark.parametrize(("model", "batch_size"), [(tiny.linear, 1), (tiny.batch_norm, 3)])
+def test_a_batch_too_small_to_split_is_refused(model: Any, batch_size: int) -> None:
+    with pytest.raises(InvalidInputError, match=f"batch_size {batch_size}; need at least 2 groups"):
+        measure_noise_updates(tiny.task(model=model), updates=4, batch_size=batch_size)
+
+
+@pytest.mark.parametrize("batch_size", [4, 8, 15])
+def test_batch_norm_is_never_given_a_lone_example(batch_size: int) -> None:
+    task = tiny.task(model=tiny.batch_norm)
+    assert measure_noise_updates(task, updates=3, batch_size=batch_size).num_samples == 3
+
+
+def test_too_few_updates_are_refused() -> None:
+    with pytest.raises(MeasurementError, match="2 gradient sample"):
+        measure_noise_updates(tiny.task(), updates=2, batch_size=8)
+
+
+def test_the_callers_random_numbers_do_not_matter() -> None:
+    torch.manual_seed(1)
+    first = measure_noise_updates(tiny.task(), updates=3, batch_size=8)
+    torch.manual_seed(2)
+    assert measure_noise_updates(tiny.task(), updates=3, batch_size=8) == first
