@@ -264,7 +264,7 @@ def plan(**changes: Any) -> Plan:
             probability_better=0.98,
         ),
         candidates=scored,
-        notes=("past 160 the loader sets the pace on this machine",),
+        notes=("the last batch of an epoch holds 93 examples",),
     )
     return record.replace(**changes)
 

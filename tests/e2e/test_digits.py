@@ -58,9 +58,10 @@ def test_a_plan_trains_beside_itself_unless_told_otherwise(
     assert {"outcome", "examples", "updates", "seconds", "metrics", "target_reached"} <= set(document)
     assert (document["updates"], document["outcome"]) == (3, "stopped")
     assert document["run_dir"] == str(tmp_path / "runs" / "plan")
-    again = run_cli(*argv)
-    assert again.code == 2
-    assert "earlier run" in again.document["error"]["found"]
+    assert run_cli(*argv).document["run_dir"] == str(tmp_path / "runs" / "plan-2")
+    named = run_cli(*argv, "--run", tmp_path / "runs" / "plan")
+    assert named.code == 2
+    assert "earlier run" in named.document["error"]["found"]
 
 
 def test_without_a_plan_todays_recipe_is_trained(tmp_path: Path) -> None:

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
+import tiny
 from rightbatch.core.samples import GradientSample
 from rightbatch.fit.noise_scale import estimate_noise_scale
 from rightbatch.measure.gradients import (

@@ -1,9 +1,9 @@
 """Whatever was measured, a plan keeps what it promises."""
 
-import known
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import known
 from rightbatch.core.errors import InfeasibleError
 from rightbatch.plan.limits import Limits
 from rightbatch.plan.planner import make_plan

@@ -5,11 +5,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import known
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import known
 from rightbatch.core.errors import InvalidInputError
 from rightbatch.core.plan import Candidate, Decision, Interval, Plan, Prediction
 from rightbatch.core.recipe import Constants, LoaderOptions, Recipe, Target
@@ -25,7 +25,7 @@ FRACTION = st.floats(0, 1, exclude_max=True)
 COUNT = st.integers(1, 2**40)
 TEXT = st.text(st.characters(codec="utf-8"))
 METRICS = st.dictionaries(TEXT, FINITE, max_size=3)
-LENGTHS = st.one_of(
+LENGTHS: st.SearchStrategy[dict[str, Any]] = st.one_of(
     st.fixed_dictionaries({"epochs": POSITIVE}), st.fixed_dictionaries({"steps": COUNT})
 )
 
@@ -70,14 +70,14 @@ CANDIDATES = st.builds(
 
 @st.composite
 def recipes(draw: st.DrawFn) -> Recipe:
-    values = draw(st.fixed_dictionaries(CONSTANTS)) | draw(LENGTHS)
+    values: dict[str, Any] = draw(st.fixed_dictionaries(CONSTANTS)) | draw(LENGTHS)
     return Recipe(**values, lr=draw(POSITIVE), batch_size=draw(COUNT))
 
 
 @st.composite
 def plans(draw: st.DrawFn) -> Plan:
     micro, accumulation = draw(st.integers(1, 2**20)), draw(st.integers(1, 2**20))
-    values = draw(st.fixed_dictionaries(CONSTANTS)) | draw(LENGTHS)
+    values: dict[str, Any] = draw(st.fixed_dictionaries(CONSTANTS)) | draw(LENGTHS)
     return Plan(
         **values,
         task=draw(TEXT),
@@ -118,7 +118,7 @@ def measurements(draw: st.DrawFn) -> Measurements:
     point = st.builds(PilotPoint, examples_seen=COUNT, loss=FINITE, metrics=METRICS)
     loader = st.builds(
         LoaderOptions,
-        num_workers=st.integers(0, 64),
+        num_workers=st.integers(1, 64),
         pin_memory=st.booleans(),
         prefetch_factor=st.none() | COUNT,
     )

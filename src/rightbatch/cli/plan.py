@@ -19,7 +19,7 @@ from rightbatch.cli.source import (
     read_saved,
     saved_file,
 )
-from rightbatch.cli.train import run_answer, train_task
+from rightbatch.cli.train import OUTCOME, run_answer, run_folders, train_task
 from rightbatch.core.errors import EXIT_DONE, MissingPackageError
 from rightbatch.core.plan import Objective, Plan
 from rightbatch.core.run import Outcome, Run
@@ -113,16 +113,14 @@ def _measurements(
 
 def _train(task: Task, plan: Plan, folder: Path, measuring: Measuring) -> Run:
     """Train by the plan, or take the same run from where an earlier call left it."""
-    path, number = folder / "runs" / "plan", 1
-    while (path / "outcome.json").exists():
-        run = read_record(path / "outcome.json", Run)
+    *earlier, free = run_folders(folder / "runs" / "plan")
+    for path in earlier:
+        run = read_record(path / OUTCOME, Run)
         same = run.seed == measuring.seed and run.outcome is not Outcome.INTERRUPTED
         if same and read_record(path / "plan.json", Plan) == plan:
             say(f"{path} holds this very run already: plan and seed are the same")
             return run
-        number += 1
-        path = path.with_name(f"plan-{number}")
-    return train_task(task, plan, path, device=measuring.device, seed=measuring.seed)
+    return train_task(task, plan, free, device=measuring.device, seed=measuring.seed)
 
 
 def _answer(plan: Plan, measurements: Measurements, folder: Path, run: Run | None) -> Answer:

@@ -16,6 +16,7 @@ from rightbatch.core.units import format_seconds
 if TYPE_CHECKING:
     from rightbatch.tasks.task import Task
 
+OUTCOME = "outcome.json"
 _EXIT_CODES = {Outcome.DIVERGED: EXIT_FINDING, Outcome.INTERRUPTED: EXIT_INTERRUPTED}
 
 _WHAT_NOW = {Outcome.INTERRUPTED: " The same command with another --run trains from the start."}
@@ -37,7 +38,7 @@ def train(
     Args:
         task: A built-in name, my_task.py[:name] or package.module:name.
         plan: A plan.toml; without it, today's recipe is trained.
-        run: New folder; without it, runs/plan beside the plan, or rightbatch-NAME/runs/recipe.
+        run: New folder; without it, the next free runs/plan or rightbatch-NAME/runs/recipe.
         device: Where to train, as torch names it: cpu, cuda, cuda:1.
         seed: Of the initial weights, the order of the examples and everything else random.
         max_updates: Stop after so many optimizer steps; the schedule still sees the whole plan.
@@ -47,13 +48,20 @@ def train(
 
     chosen = read_plan(plan) if plan else None
     loaded = load(task, device)
-    by_default = (
-        plan.parent / "runs" / plan.stem if plan else Path(f"rightbatch-{loaded.name}/runs/recipe")
-    )
     used = chosen or Plan.from_recipe(loaded.recipe, loaded.name)
+    usual = plan.parent / "runs" / plan.stem if plan else Path(f"rightbatch-{loaded.name}/runs/recipe")
+    folder = run or run_folders(usual)[-1]
     return run_answer(
-        train_task(loaded, used, run or by_default, device=device, seed=seed, max_updates=max_updates)
+        train_task(loaded, used, folder, device=device, seed=seed, max_updates=max_updates)
     )
+
+
+def run_folders(first: Path) -> list[Path]:
+    """Folders of the finished runs of one kind (plan, plan-2, ...), and last the one that is free."""
+    paths = [first]
+    while (paths[-1] / OUTCOME).exists():
+        paths.append(first.with_name(f"{first.name}-{len(paths) + 1}"))
+    return paths
 
 
 def train_task(

@@ -20,8 +20,9 @@ class MemoryTrace(Record):
     """
 
     micro_batch_size: int
-    source: Literal["fake", "kernels"]
-    """``fake``: traced without running; ``kernels``: what the allocator saw in a real step."""
+    source: Literal["fake", "kernels", "fake cuda"]
+    """``fake``: traced without running; ``kernels``: what the allocator saw in a real step; ``fake
+    cuda``: traced without running, on the paths that a CUDA device would take."""
     delta_bytes: tuple[int, ...]
     """Positive where a storage is born, negative where it dies."""
     operator: tuple[int, ...]
@@ -33,6 +34,8 @@ class MemoryTrace(Record):
     operators: tuple[str, ...]
     phases: tuple[Phase, ...]
     owners: tuple[Owner, ...]
+    storage: tuple[int, ...] = ()
+    """Which storage is born or dies, numbered by birth; empty where the trace does not say."""
     caveats: tuple[str, ...] = ()
     """What the trace could not see or had to assume, in words."""
 

@@ -80,7 +80,9 @@ def measure_noise(
     spent = _Spent()
     noise_scale = float(recipe.batch_size)
     for goal in _point_examples(total, recipe.batch_size):
-        while pilot.examples_seen < goal and spent.training < TRAINING_SHARE * budget.seconds:
+        while pilot.examples_seen < goal and (
+            spent.updates == 0 or spent.training < TRAINING_SHARE * budget.seconds
+        ):
             before = budget.elapsed
             pilot.update()
             spent.training += budget.elapsed - before

@@ -28,11 +28,10 @@ def render(table: Table) -> RichTable:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table as RichTable
 
-    drawn = RichTable(box=SIMPLE_HEAD, pad_edge=False)
+    drawn = RichTable(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in table.columns:
         justify = "left" if column in table.words else "right"
-        longest_word = max(map(len, column.split()), default=0)
-        drawn.add_column(column, justify=justify, min_width=longest_word, overflow="fold")
+        drawn.add_column(column, justify=justify, overflow="fold")
     for row in table.rows:
         drawn.add_row(*row)
     return drawn

@@ -4,10 +4,10 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-import known
 import pytest
 from pydantic import ValidationError
 
+import known
 from rightbatch.core.errors import InvalidInputError
 from rightbatch.core.plan import Plan
 from rightbatch.core.recipe import LoaderOptions, Recipe, Target
@@ -17,7 +17,8 @@ from rightbatch.core.samples import Measurements
 
 
 def recipe(**changes: Any) -> Recipe:
-    return Recipe(**({"lr": 0.1, "batch_size": 8, "epochs": 1} | changes))
+    values: dict[str, Any] = {"lr": 0.1, "batch_size": 8, "epochs": 1}
+    return Recipe(**(values | changes))
 
 
 def test_a_record_is_frozen_and_hashable() -> None:
@@ -54,7 +55,7 @@ def test_unknown_key_of_a_target_is_refused_from_a_file_too() -> None:
 
 
 def test_missing_key_says_what_to_add() -> None:
-    with pytest.raises(InvalidInputError, match="no `lr`.*need `lr` in Recipe") as caught:
+    with pytest.raises(InvalidInputError, match=r"no `lr`.*need `lr` in Recipe") as caught:
         Recipe(batch_size=8, epochs=1)
     assert caught.value.hint == "add lr = ..."
 
@@ -97,6 +98,12 @@ def test_two_lengths_or_none_are_refused() -> None:
     for length in ({"epochs": None}, {"steps": 5}):
         with pytest.raises(InvalidInputError, match=r"exactly one of the two"):
             recipe(**length)
+
+
+def test_options_of_workers_without_workers_are_refused() -> None:
+    for options in ({"prefetch_factor": 2}, {"persistent_workers": True}):
+        with pytest.raises(InvalidInputError, match="with num_workers = 0; need num_workers >= 1"):
+            LoaderOptions(**options)
 
 
 def test_target_reads_by_position_and_knows_its_direction() -> None:

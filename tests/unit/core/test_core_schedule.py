@@ -13,7 +13,8 @@ from rightbatch.core.schedule import rate_at
 
 
 def recipe(**changes: Any) -> Recipe:
-    return Recipe(**({"lr": 1.0, "batch_size": 10, "epochs": 1} | changes))
+    values: dict[str, Any] = {"lr": 1.0, "batch_size": 10, "epochs": 1}
+    return Recipe(**(values | changes))
 
 
 def test_a_constant_rate_without_warmup_never_moves() -> None:

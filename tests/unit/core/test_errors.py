@@ -1,4 +1,4 @@
-"""Every deliberate error says three things, has a stable kind, and reaches a caller in another process."""
+"""Every deliberate error says three things, has a stable kind, and survives pickling."""
 
 import pickle
 

@@ -4,9 +4,9 @@ import os
 import stat
 from pathlib import Path
 
-import known
 import pytest
 
+import known
 from rightbatch.core.errors import InvalidInputError
 from rightbatch.core.plan import Plan
 from rightbatch.core.samples import Measurements
@@ -99,7 +99,7 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
 def test_another_schema_version_is_refused_before_anything_else(tmp_path: Path, version: str) -> None:
     path = tmp_path / "measurements.json"
     path.write_text(f'{{"schema_version": {version}, "from_the_future": 1}}')
-    with pytest.raises(InvalidInputError, match="has schema_version .*need schema_version 1"):
+    with pytest.raises(InvalidInputError, match=r"has schema_version .*need schema_version 1"):
         read_record(path, Measurements)
 
 

@@ -47,7 +47,7 @@ def test_durations_add_their_parts(text: str, amount: float) -> None:
 )
 def test_what_is_no_positive_amount_is_refused(text: str) -> None:
     for parse in (parse_bytes, parse_seconds):
-        with pytest.raises(InvalidInputError, match="need a(n amount| duration)"):
+        with pytest.raises(InvalidInputError, match=r"need a(n amount| duration)"):
             parse(text)
 
 

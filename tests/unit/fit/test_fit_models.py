@@ -1,8 +1,8 @@
 """All models of one set of measurements, each where its stage was measured."""
 
-import known
 import pytest
 
+import known
 from rightbatch.core.errors import MeasurementError
 from rightbatch.fit.models import fit_models
 
@@ -31,7 +31,7 @@ def test_every_stage_gives_its_model() -> None:
     ],
 )
 def test_a_stage_that_was_not_measured_gives_none(field: str, name: str) -> None:
-    models = fit_models(known.measurements(**{field: ()}))
+    models = fit_models(known.measurements().replace(**{field: ()}))
     assert getattr(models, name) is None
     if name == "steps":
         assert (models.noise, models.noise_points) == (None, ())

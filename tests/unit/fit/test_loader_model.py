@@ -1,11 +1,11 @@
 """A line through loading times, and what sets the pace."""
 
-import known
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import known
 from rightbatch.core.errors import MeasurementError
 from rightbatch.core.samples import LoaderTiming
 from rightbatch.fit.bound import find_bound

@@ -1,9 +1,9 @@
 """The noise scale from pairs of norms, and its average over a pilot."""
 
-import known
 import numpy as np
 import pytest
 
+import known
 from rightbatch.core.errors import MeasurementError
 from rightbatch.core.samples import GradientSample
 from rightbatch.fit.noise_scale import (

@@ -3,10 +3,10 @@
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from torch import nn
 
+import tiny
 from rightbatch.core.errors import MeasurementError
 from rightbatch.measure.gradients import (
     draw_examples,
@@ -36,7 +36,7 @@ def test_a_gradient_that_is_not_finite_is_refused(value: float) -> None:
     def bad(model: nn.Module, batch: Any) -> Loss:
         return Loss(model(batch[0]).sum() * value, len(batch[0]))
 
-    with pytest.raises(MeasurementError, match="squared norm (nan|inf) after 7 examples"):
+    with pytest.raises(MeasurementError, match=r"squared norm (nan|inf) after 7 examples"):
         sample_gradients(tiny.task(loss=bad), tiny.linear(), [[0], [1]], examples_seen=7)
 
 

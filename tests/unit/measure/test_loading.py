@@ -3,9 +3,9 @@
 import time
 from typing import Any
 
-import tiny
 from torch.utils.data import Dataset
 
+import tiny
 from rightbatch.core.recipe import LoaderOptions
 from rightbatch.measure.budget import Budget
 from rightbatch.measure.loading import (

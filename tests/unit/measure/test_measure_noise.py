@@ -3,9 +3,9 @@
 from typing import Any
 
 import pytest
-import tiny
 import torch
 
+import tiny
 from rightbatch.core.errors import InvalidInputError, MeasurementError
 from rightbatch.core.recipe import Target
 from rightbatch.measure.budget import Budget

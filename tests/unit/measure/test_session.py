@@ -7,11 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import known
 import pytest
-import tiny
 import torch
 
+import known
+import tiny
 from rightbatch.core.errors import InvalidInputError, InvalidTaskError
 from rightbatch.core.progress import Progress
 from rightbatch.core.samples import Measurements
@@ -37,7 +37,8 @@ class Clock:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Real stages that content themselves with few samples."""
     monkeypatch.setattr(timing, "MAX_ROUNDS", timing.MIN_ROUNDS)
-    monkeypatch.setattr(noise, "MAX_SAMPLES", noise.MIN_SAMPLES)
+    monkeypatch.setattr(noise, "MAX_SAMPLES", noise.ENOUGH_SAMPLES)
+    monkeypatch.setattr(session, "BUSY_LOAD", float("inf"))
 
 
 @pytest.fixture
@@ -177,7 +178,7 @@ def test_measurements_of_another_task_are_refused(tmp_path: Path, clock: Clock) 
     other = tiny.task(train_data=tiny.data(64))
     text = (tmp_path / "measurements.json").read_text()
     with pytest.raises(
-        InvalidInputError, match="before the task changed .*num_train_examples: 48 -> 64"
+        InvalidInputError, match=r"before the task changed .*num_train_examples: 48 -> 64"
     ) as caught:
         measure(other, out=tmp_path, time_budget_seconds=1000)
     assert "--refresh" in caught.value.hint
@@ -188,7 +189,7 @@ def test_measurements_of_another_environment_are_refused(tmp_path: Path, clock: 
     found = measure(tiny.task(), out=tmp_path, time_budget_seconds=1000)
     elsewhere = found.replace(environment=found.environment.replace(torch="1.0"))
     write_record(tmp_path / "measurements.json", elsewhere)
-    with pytest.raises(InvalidInputError, match="before the environment changed .*torch: 1.0 -> "):
+    with pytest.raises(InvalidInputError, match=r"before the environment changed .*torch: 1.0 -> "):
         measure(tiny.task(), out=tmp_path, time_budget_seconds=1000)
 
 
@@ -228,6 +229,14 @@ def test_the_budget_bounds_a_real_session(tmp_path: Path) -> None:
     assert found.gradients  # little, and yet what a plan needs
 
 
+@pytest.mark.usefixtures("quick")
+def test_a_busy_machine_is_noted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "BUSY_LOAD", -1.0)
+    for seconds in (1e-6, 60):
+        found = measure(tiny.task(), out=tmp_path, time_budget_seconds=seconds, stages=["speed"])
+    assert [note[:32] for note in found.notes] == ["speed: timed on a busy machine ("]
+
+
 def traces(count: int) -> Any:
     """Stands in for tracing: sizes in the order they would come."""
 
@@ -241,7 +250,11 @@ def traces(count: int) -> Any:
 def test_the_speed_stage_stays_below_half_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "iterate_memory_traces", traces(4))
     small = read_environment().replace(memory_bytes=2 * (1_000 + 16 * 10))
-    monkeypatch.setattr(session, "read_environment", lambda _: small)
+
+    def read(device: str) -> Any:
+        return small
+
+    monkeypatch.setattr(session, "read_environment", read)
     found = measure(tiny.task(), time_budget_seconds=60, stages=("memory", "speed"))
     assert max(t.micro_batch_size for t in found.step_timings) == 8
     assert [t.micro_batch_size for t in found.memory] == [2, 3, 4, 64]

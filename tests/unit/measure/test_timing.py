@@ -7,10 +7,11 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
-import tiny
 import torch
 from torch import nn
 
+import tiny
+from rightbatch.fit.speed_model import MIN_REPETITIONS
 from rightbatch.measure.budget import Budget
 from rightbatch.measure.timing import (
     MAX_ROUNDS,
@@ -85,7 +86,7 @@ def test_growth_stops_where_the_rounds_of_a_larger_size_would_not_fit_the_budget
 def test_the_first_size_is_timed_whatever_the_budget() -> None:
     samples, _ = run(FakeTimer(lambda _: 1.0), seconds=1e-9)
     assert list(samples.steps) == [1]
-    assert len(samples.steps[1]) == MIN_ROUNDS
+    assert len(samples.steps[1]) == MIN_REPETITIONS
 
 
 def test_batch_norm_starts_at_two() -> None:

@@ -1,11 +1,13 @@
 """Batches worth scoring and the quickest way to cut each."""
 
-import known
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import known
 from rightbatch.core.errors import InfeasibleError
 from rightbatch.core.samples import StepTiming
 from rightbatch.fit.loader_model import LoaderModel
@@ -44,7 +46,7 @@ def test_the_grid_is_fine_bounded_and_holds_todays_batch(largest: int, today: in
     assert grid == sorted(set(grid))
     assert (grid[0], grid[-1] <= largest) == (1, True)
     assert (today in grid) == (today <= largest)
-    steps = [b / a for a, b in zip(grid, grid[1:], strict=False) if a > 1]
+    steps = [b / a for a, b in pairwise(grid) if a > 1]
     assert max(steps, default=1.0) <= 1.5
     assert largest / grid[-1] < 1.5
 

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-import known
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import known
 from rightbatch.core.plan import Decision, Plan
 from rightbatch.core.recipe import Recipe
 from rightbatch.core.schedule import rate_at
@@ -99,5 +99,5 @@ def test_a_run_of_steps_sees_as_many_examples_and_its_warmup_fits(
     planned = found.total_examples(batch, num_train_examples)
     assert total <= planned < total + batch
     assert found.warmup_examples <= planned
-    one_less = found.replace(steps=found.steps - 1) if (found.steps or 0) > 1 else None
+    one_less = found.replace(steps=found.steps - 1) if found.steps and found.steps > 1 else None
     assert one_less is None or one_less.total_examples(batch, num_train_examples) < total

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import known
 import numpy as np
 import pytest
 
+import known
 from rightbatch.core.errors import InfeasibleError, InvalidInputError, MeasurementError
 from rightbatch.core.plan import Plan
 from rightbatch.core.recipe import Constants, Recipe
@@ -166,7 +166,7 @@ def test_batches_that_leave_batch_norm_a_lone_example_are_left_out() -> None:
 def test_no_batch_at_all_is_infeasible_and_says_why() -> None:
     facts = known.facts(num_batch_norm_layers=1, num_train_examples=10_001)
     laws = known.Laws(sizes=(2, 4, 8, 16, 32))
-    with pytest.raises(InfeasibleError, match="a largest batch of 2 .*BatchNorm no lone example"):
+    with pytest.raises(InfeasibleError, match=r"a largest batch of 2 .*BatchNorm no lone example"):
         plan(laws, limits=Limits(max_batch_size=2), task=facts)
     with pytest.raises(InfeasibleError, match="room for a micro-batch of 2, the smallest"):
         plan(laws, limits=Limits(max_batch_size=1))

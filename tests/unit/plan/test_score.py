@@ -1,9 +1,9 @@
 """Scores over draws: ratios to today's recipe, regret, plateau."""
 
-import known
 import numpy as np
 import pytest
 
+import known
 from rightbatch.fit.models import fit_models
 from rightbatch.plan.candidates import Split, quickest_splits
 from rightbatch.plan.score import NUM_DRAWS, Scores, interval, score

@@ -152,7 +152,7 @@ def test_only_the_sources_used_are_cited(page: Page) -> None:
 
 
 def test_notes_and_caveats_are_shown_once(page: Page) -> None:
-    assert page.text.count("past 160 the loader sets the pace") == 1
+    assert page.text.count("the last batch of an epoch holds 93") == 1
     assert page.text.count("scratch inside kernels is not traced") == 1
 
 
@@ -207,6 +207,26 @@ def test_text_from_records_never_becomes_markup(payload: str, page: Page) -> Non
     assert hostile.scripts == page.scripts
     assert payload in "".join(hostile.words)
     assert all("<" not in block for block in hostile.blocks)
+
+
+@pytest.mark.parametrize("payload", HOSTILE)
+def test_a_source_key_never_ends_its_attribute(payload: str) -> None:
+    def tags(key: str) -> list[tuple[str, tuple[str, ...]]]:
+        decision = records.plan().decisions[0].replace(source=key)
+        plan = records.plan(decisions=(decision,))
+        return Page(render_report(records.measurements(), plan)).tags
+
+    assert tags(payload) == tags("unknown")
+
+
+def test_figure_data_never_ends_its_script(monkeypatch: pytest.MonkeyPatch, page: Page) -> None:
+    def hostile_json(figure: object) -> str:
+        return '{"data": "</script><b>"}'
+
+    monkeypatch.setattr("plotly.basedatatypes.BaseFigure.to_json", hostile_json)
+    hostile = Page(render_report(records.measurements(), records.plan(), RUNS))
+    assert hostile.tags == page.tags
+    assert json.loads(hostile.blocks[0]) == {"data": "</script><b>"}
 
 
 _CLOSED = {"evidence", "source", "optimizer_family", "phases", "owners", "schedule", "sampler",

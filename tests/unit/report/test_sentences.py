@@ -201,9 +201,10 @@ def test_an_undecided_noise_scale_is_measured_longer() -> None:
 
 
 def test_a_measurement_that_was_cut_short_is_continued_not_repeated() -> None:
-    cut = records.measurements(complete=("memory", "loader"))
+    cut = records.measurements(undecided=True, complete=("memory", "loader"))
     steps = next_steps(records.plan(), cut, DEMO, trained=True)
     assert "(speed, noise)" in steps[0]
+    assert not any("--refresh" in step for step in steps)
     assert steps[0].endswith("`rightbatch plan digits --out demo --time-budget 10m`")
 
 
@@ -247,3 +248,8 @@ def test_two_runs_that_reached_the_target_are_compared_in_time_with_the_predicti
 
 def test_a_run_alone_is_not_compared() -> None:
     assert comparison_sentence(records.plan(), [history("plan", 96)], FACTS) == ""
+
+
+def test_a_run_of_a_plan_at_todays_batch_is_not_compared_with_itself() -> None:
+    same = records.plan(global_batch_size=32, micro_batch_size=32)
+    assert comparison_sentence(same, [history("plan", 32)], FACTS) == ""

@@ -1,13 +1,15 @@
 """What would fail later in a trace is refused in words at the start."""
 
+# pyright: reportUnknownLambdaType=false
+
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from torch import nn
 from torch.utils.data import IterableDataset, TensorDataset
 
+import tiny
 from rightbatch.core.errors import InvalidInputError, InvalidTaskError, MissingDataError
 from rightbatch.core.recipe import LoaderOptions, Target
 from rightbatch.tasks.check import batch_examples, check_task, evaluate
@@ -36,7 +38,7 @@ def raising(*_: Any) -> Any:
 
 
 def test_facts_describe_the_task() -> None:
-    model = tiny.batch_norm()
+    model: Any = tiny.batch_norm()
     model[0].bias.requires_grad_(False)
     facts = check_task(tiny.task(model=lambda: model, recipe=recipe(optimizer="adamw")))
     assert (facts.name, facts.spec) == ("tiny", "tiny")

@@ -95,10 +95,8 @@ def _no_proc(found: str) -> tuple[str, str, str]:
 class _Mallinfo(ctypes.Structure):
     """``struct mallinfo`` of glibc; every release has it."""
 
-    _fields_ = tuple(
-        (name, ctypes.c_int)
-        for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
-    )
+    _fields_ = tuple((f"field{i}", ctypes.c_int) for i in range(10))
+    # The fourth is hblks, the number of blocks with pages of their own.
 
 
 def _large_blocks_are_mapped(libc: ctypes.CDLL) -> bool:
@@ -106,8 +104,8 @@ def _large_blocks_are_mapped(libc: ctypes.CDLL) -> bool:
     libc.mallinfo.restype = _Mallinfo
     libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, (ctypes.c_size_t,)
     libc.free.argtypes = (ctypes.c_void_p,)
-    before = libc.mallinfo().hblks
+    before = libc.mallinfo().field3
     block = libc.malloc(2 * MMAP_THRESHOLD_BYTES)
-    mapped = libc.mallinfo().hblks - before
+    mapped = libc.mallinfo().field3 - before
     libc.free(block)
     return mapped == 1

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 from torch import Tensor
 from torch.utils._pytree import tree_iter
@@ -22,6 +22,7 @@ from rightbatch.tasks.task import Task
 
 Key = Literal["longest", "largest", "most_items"]
 
+_KEYS: tuple[Key, ...] = ("longest", "largest", "most_items")
 _MOST_SCANNED = 20_000
 
 
@@ -63,7 +64,7 @@ def worst_case_indices(
         max_scanned: read at most this many.
 
     Raises:
-        InvalidInputError: a count is below 1, or there is no data.
+        InvalidInputError: a count is below 1, or examples have no size that can be seen.
     """
     length = task.num_train_examples
     if min(micro_batch_size, max_scanned, length) < 1:
@@ -73,9 +74,13 @@ def worst_case_indices(
     scanned = [i * length // count for i in range(count)]
     data = cast(Any, task.train_data)
     sizes = {index: _measure(data[index]) for index in scanned}
+    if not any(size.longest for size in sizes.values()):
+        found = f"examples of type {type(data[scanned[0]]).__name__}, in which no size was found"
+        need = "tensors, arrays, texts or lists, in tuples or dictionaries"
+        raise InvalidInputError(found, need=need, hint="let the dataset return a dictionary of tensors")
     best: tuple[int, Key, tuple[int, ...]] | None = None
-    for key in ("longest", "largest", "most_items"):
-        ranked = sorted(scanned, key=lambda i: (*_rank(sizes[i], key), i))
+    for key in _KEYS:
+        ranked = _ranking(sizes, key)
         indices = tuple(islice(cycle(ranked), micro_batch_size))
         batch_bytes = _measure(collate(task, indices)).num_bytes
         if best is None or batch_bytes > best[0]:
@@ -96,18 +101,18 @@ def with_examples(task: Task, indices: Sequence[int]) -> Task:
     return replace(task, train_data=Subset(cast(Any, task.train_data), indices))
 
 
-@dataclass(frozen=True, slots=True)
-class _Size:
-    longest: int = 0
-    num_bytes: int = 0
-    num_items: int = 0
+class _Size(NamedTuple):
+    """Of an example or batch, by each key."""
+
+    longest: int
+    num_bytes: int
+    num_items: int
 
 
-def _rank(size: _Size, key: Key) -> tuple[int, ...]:
-    """Largest first by the key, ties by the others."""
-    largest = (-size.longest, -size.num_bytes, -size.num_items)
-    first = ("longest", "largest", "most_items").index(key)
-    return (largest[first], *largest)
+def _ranking(sizes: Mapping[int, _Size], key: Key) -> list[int]:
+    """Examples from the largest by the key down, ties by the other keys, then by index."""
+    at = _KEYS.index(key)
+    return sorted(sizes, key=lambda i: (-sizes[i][at], *(-amount for amount in sizes[i]), i))
 
 
 def _measure(example: Any) -> _Size:

@@ -16,7 +16,7 @@ from torch.utils.data import TensorDataset
 import rightbatch as rb
 from rightbatch.core.errors import InvalidInputError
 from rightbatch.core.samples import MemoryTrace
-from rightbatch.measure.memory import trace_kernels, trace_memory
+from rightbatch.measure.memory import compat, kernels, trace_kernels, trace_memory
 
 FLOAT = 4
 TRACERS = [trace_memory, trace_kernels]
@@ -187,17 +187,18 @@ def test_a_selection_is_assumed_to_keep_everything() -> None:
     assert found.caveats == ("aten.masked_select keeps a part of its input: assumed all (2 times)",)
 
 
-class Loops(nn.Module):
-    """Takes and gives back the same scratch once per example, inside one operator."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        q = x[:, None, None, :].expand(-1, 2, 4, -1)
-        return F.scaled_dot_product_attention(q, q, q).mean((1, 2))
+def log(*deltas: tuple[int, int], call: int = 1) -> list[compat.AllocatorEvent]:
+    return [compat.AllocatorEvent("memory", "aten.sdpa", call, address, d) for address, d in deltas]
 
 
-def test_loops_over_examples_leave_streams_of_equal_length() -> None:
-    def model() -> nn.Module:
-        return nn.Sequential(linear(), nn.Linear(3, 8), Loops())
+def test_a_loop_inside_a_kernel_leaves_one_turn_whatever_its_length() -> None:
+    turn = ((7, 64), (8, 4), (8, -4), (7, -64))
+    assert all(kernels._without_repeats(log(*turn * n)) == log(*turn) for n in (1, 2, 9))
 
-    lengths = {len(trace_kernels(make(model, precision="bf16"), b).delta_bytes) for b in (2, 3, 9)}
-    assert len(lengths) == 1
+
+def test_repeated_calls_and_storages_handed_on_stay() -> None:
+    turn = ((7, 64), (7, -64))
+    calls = [*log(*turn, call=1), *log(*turn, call=2)]
+    assert kernels._without_repeats(calls) == calls
+    handed_on = log((1, 64), (2, 64), (1, -64), (3, 64), (2, -64), (4, 64), (3, -64))
+    assert kernels._without_repeats(handed_on) == handed_on

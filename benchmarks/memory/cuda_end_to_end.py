@@ -1,0 +1,173 @@
+"""Predict two recorded training runs of a GPU from their architecture alone.
+
+The model is the public "medium" transformer of Stanford's CS336, assignment 2: 24 pre-norm layers of
+width 1024 with 16 heads, SwiGLU of 4096, RMSNorm, rotary positions, no biases, untied embeddings of
+10,000 words, and attention, softmax and loss written out in elementary operators. Four sequences a
+step, AdamW. The recorded peaks are those of ``torch.cuda.memory._snapshot()`` (torch 2.11, cu128).
+
+    python benchmarks/memory/cuda_end_to_end.py
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from common import save
+
+import rightbatch as rb
+from rightbatch.fit.caching_allocator import AllocatorOptions
+from rightbatch.fit.cuda_memory import predict_cuda_memory
+from rightbatch.measure.memory.cuda_proxy import trace_cuda
+
+MIB = 1 << 20
+VOCABULARY, WIDTH, LAYERS, HEADS, INNER, BATCH = 10_000, 1024, 24, 16, 4096, 4
+# context, precision, requested MiB and reserved MiB at the peak of one recorded step
+RECORDED = ((128, "fp32", 6688.44, 6900), (1024, "bf16", 23085.75, 24012))
+
+
+class Linear(nn.Module):
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, inputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("...i,oi->...o", x, self.weight)
+
+
+class RMSNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        given, x = x.dtype, x.float()
+        x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5)
+        return (self.weight * x).to(given)
+
+
+class Rotary(nn.Module):
+    def __init__(self, context: int) -> None:
+        super().__init__()
+        size = WIDTH // HEADS
+        angles = torch.outer(torch.arange(context), 10_000.0 ** -(torch.arange(0, size, 2) / size))
+        self.register_buffer("cache", torch.stack((angles.cos(), angles.sin())), persistent=False)
+
+    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
+        even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+        cos, sin = self.cache[:, positions].unbind(0)
+        return torch.stack((cos * even - sin * odd, sin * even + cos * odd), -1).flatten(-2)
+
+
+def softmax(x: Tensor) -> Tensor:
+    x = torch.exp(x - torch.max(x, dim=-1, keepdim=True)[0])
+    return x / torch.sum(x, dim=-1, keepdim=True)
+
+
+class Attention(nn.Module):
+    def __init__(self, rotary: Rotary) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = (Linear(WIDTH, WIDTH) for _ in range(4))
+        self.rotary = rotary
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = (HEADS, WIDTH // HEADS)
+        q, k, v = (part(x).unflatten(-1, heads).transpose(1, 2) for part in (self.q, self.k, self.v))
+        positions = torch.arange(x.shape[1], device=x.device)[None, None]
+        q, k = self.rotary(q, positions), self.rotary(k, positions)
+        order = torch.arange(x.shape[1], device=x.device)
+        scores = torch.einsum("bhqd,bhkd->bhqk", q, k) / heads[1] ** 0.5
+        scores = torch.where(order[:, None] >= order, scores, float("-inf"))
+        mixed = torch.einsum("bhqk,bhkd->bhqd", softmax(scores), v)
+        return self.out(mixed.transpose(1, 2).flatten(-2))
+
+
+class Block(nn.Module):
+    def __init__(self, rotary: Rotary) -> None:
+        super().__init__()
+        self.attention, self.norm1, self.norm2 = Attention(rotary), RMSNorm(), RMSNorm()
+        self.gate, self.up, self.down = Linear(WIDTH, INNER), Linear(WIDTH, INNER), Linear(INNER, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.norm1(x))
+        y = self.norm2(x)
+        gate = self.gate(y)
+        return x + self.down(gate * torch.sigmoid(gate) * self.up(y))
+
+
+class Transformer(nn.Module):
+    def __init__(self, context: int) -> None:
+        super().__init__()
+        self.embed = nn.Parameter(torch.empty(VOCABULARY, WIDTH))
+        rotary = Rotary(context)
+        self.blocks = nn.ModuleList(Block(rotary) for _ in range(LAYERS))
+        self.norm, self.head = RMSNorm(), Linear(WIDTH, VOCABULARY)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed[tokens, :]
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x))
+
+
+def loss(model: nn.Module, batch: Any) -> Tensor:
+    tokens, following = batch
+    logits = model(tokens)
+    logits = logits - torch.max(logits, dim=-1, keepdim=True)[0]
+    logarithms = logits - torch.log(torch.sum(torch.exp(logits), dim=-1, keepdim=True))
+    return torch.mean(-torch.gather(logarithms, -1, following.unsqueeze(-1)))
+
+
+class Tokens(Dataset[Any]):
+    def __init__(self, context: int) -> None:
+        self.tokens = torch.zeros(context, dtype=torch.long)
+
+    def __len__(self) -> int:
+        return BATCH
+
+    def __getitem__(self, index: int) -> Any:
+        return self.tokens, self.tokens
+
+
+def task(context: int, precision: Any) -> rb.Task:
+    return rb.Task(
+        name=f"transformer-{context}-{precision}",
+        model=lambda: Transformer(context),
+        train_data=Tokens(context),
+        valid_data=None,
+        loss=loss,
+        recipe=rb.Recipe(optimizer="adamw", lr=1e-3, batch_size=BATCH, steps=1, precision=precision),
+    )
+
+
+def compare(context: int, precision: str, peak: float, reserved: float) -> dict[str, Any]:
+    start = time.process_time()
+    trace = trace_cuda(task(context, precision), BATCH)
+    traced = time.process_time() - start
+    predicted = predict_cuda_memory([trace], BATCH)
+    growing = predict_cuda_memory([trace], BATCH, options=AllocatorOptions(expandable_segments=True))
+    return {
+        "context": context,
+        "precision": precision,
+        "events": len(trace.delta_bytes),
+        "requested_mib": {"recorded": peak, "predicted": round(predicted.requested_bytes / MIB, 2)},
+        "requested_error": round(predicted.requested_bytes / MIB / peak - 1, 6),
+        "reserved_mib": {"recorded": reserved, "predicted": predicted.reserved_bytes / MIB},
+        "reserved_error": round(predicted.reserved_bytes / MIB / reserved - 1, 6),
+        "reserved_expandable_mib": growing.reserved_bytes / MIB,
+        "workspaces_mib": predicted.workspace_bytes / MIB,
+        "trace_cpu_seconds": round(traced, 1),
+        "predict_cpu_seconds": round((time.process_time() - start - traced) / 2, 2),
+    }
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    save("cuda_end_to_end", {"runs": [compare(*row) for row in RECORDED]})
