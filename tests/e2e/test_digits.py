@@ -22,7 +22,7 @@ COMMAND = str(Path(sysconfig.get_path("scripts")) / "rightbatch")
 def planned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """``rightbatch plan digits --train`` on a short budget: its folder and its JSON."""
     folder = tmp_path_factory.mktemp("digits") / "demo"
-    called = run_cli("plan", "digits", "--train", "--out", folder, "--time-budget", "9s", "--json")
+    called = run_cli("plan", "digits", "--train", "--out", folder, "--time-budget", "12s", "--json")
     assert called.code == 0, called.err
     return folder, called.document
 

@@ -85,6 +85,8 @@ class Plan(Constants):
     """Smallest and largest global batch within 5 % of the best expected score."""
     predicted: Prediction | None = None
     candidates: tuple[Candidate, ...] = ()
+    memory_limit_bytes: int | None = None
+    """What the micro-batch had to fit into, headroom included; None for a plan no planner made."""
     notes: tuple[str, ...] = ()
     """Warnings a reader should see beside the answer."""
 

@@ -258,7 +258,9 @@ def _stream_at(traces: Sequence[MemoryTrace], size: int) -> tuple[MemoryTrace, S
         hint = f"trace size {size} itself"
         raise MeasurementError(found, need="two that do, or one at the size", hint=hint)
     points = [trace.micro_batch_size for trace in anchors]
-    weights = [prod((Fraction(size - c, b - c) for c in points if c != b), start=Fraction(1)) for b in points]
+    weights = [
+        prod((Fraction(size - c, b - c) for c in points if c != b), start=Fraction(1)) for b in points
+    ]
     shared = lcm(*(weight.denominator for weight in weights))
     factors = [int(weight * shared) for weight in weights]
     rows = zip(*(trace.delta_bytes for trace in anchors), strict=True)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
+from rightbatch.core.errors import MeasurementError
 from rightbatch.core.samples import Measurements
 from rightbatch.fit.loader_model import LoaderModel, fit_loader
 from rightbatch.fit.memory_model import MemoryModel, fit_memory_model
 from rightbatch.fit.noise_scale import NoiseScale, average_over_training, noise_over_training
 from rightbatch.fit.speed_model import SpeedModel, fit_speed
 from rightbatch.fit.steps_model import StepsModel, fit_steps
+
+Model = TypeVar("Model")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,21 +32,23 @@ class Models:
 
 
 def fit_models(measurements: Measurements) -> Models:
-    """Fit whatever was measured; a stage without samples gives None, never a guess.
-
-    Raises:
-        MeasurementError: a stage was cut short before its samples carry a model.
-    """
+    """Fit whatever the samples carry; a stage with none or too few gives None, never a guess."""
     preconditioned = any(s.preconditioned_big_sq_norm is not None for s in measurements.gradients)
     points = noise_over_training(measurements.gradients, preconditioned=preconditioned)
     noise = average_over_training(points) if points else None
     family = measurements.task.optimizer_family
-    timed = measurements.step_timings and measurements.optimizer_seconds
     return Models(
-        memory=fit_memory_model(measurements.memory) if measurements.memory else None,
-        speed=fit_speed(measurements.step_timings, measurements.optimizer_seconds) if timed else None,
-        loader=fit_loader(measurements.loader_timings) if measurements.loader_timings else None,
+        memory=_unless_too_few(fit_memory_model, measurements.memory),
+        speed=_unless_too_few(fit_speed, measurements.step_timings, measurements.optimizer_seconds),
+        loader=_unless_too_few(fit_loader, measurements.loader_timings),
         noise_points=tuple(points),
         noise=noise,
         steps=fit_steps(noise, family, preconditioned=preconditioned) if noise else None,
     )
+
+
+def _unless_too_few(fit: Callable[..., Model], *samples: Sequence[Any]) -> Model | None:
+    try:
+        return fit(*samples)
+    except MeasurementError:
+        return None

@@ -53,10 +53,14 @@ class SpeedModel:
         return float(np.interp(micro_batch_size, self.micro_batch_sizes, self.seconds))
 
     def interval(self, micro_batch_size: int) -> tuple[float, float]:
-        """Bounds of the 90 % interval of ``step_seconds``, from the spread of the repetitions."""
+        """Bounds of the 90 % interval of ``step_seconds``, from the spread of the repetitions.
+
+        Errors are taken as factors, as ``draw_seconds`` takes them: times are positive.
+        """
         middle = self.step_seconds(micro_batch_size)
         error = float(np.interp(micro_batch_size, self.micro_batch_sizes, self.standard_errors))
-        return middle - NORMAL_QUANTILE * error, middle + NORMAL_QUANTILE * error
+        factor = float(np.exp(NORMAL_QUANTILE * error / middle))
+        return middle / factor, middle * factor
 
     def examples_per_second(self, micro_batch_size: int) -> float:
         """Throughput of forward and backward alone."""

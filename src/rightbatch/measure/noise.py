@@ -51,6 +51,8 @@ class NoiseSamples:
 
     gradients: list[GradientSample] = field(default_factory=list)
     points: list[PilotPoint] = field(default_factory=list)
+    cut: bool = False
+    """Whether time ended the pilot before its target or the recipe's end."""
 
 
 def measure_noise(
@@ -90,6 +92,7 @@ def measure_noise(
         if any(point.examples_seen == pilot.examples_seen for point in samples.points):
             continue
         if samples.points and not budget.allows(MIN_SAMPLES * 2 * spent.seconds_per_update):
+            samples.cut = True
             return
         last = pilot.examples_seen < goal  # as far as the time reaches
         share = budget.part(1.0 if last else POINT_SHARE)
@@ -107,7 +110,9 @@ def measure_noise(
             PilotPoint(examples_seen=pilot.examples_seen, loss=pilot.mean_loss(), metrics=metrics)
         )
         yield f"gradient noise at {pilot.examples_seen:,} examples"
-        if last or (task.target and metrics and task.target.is_reached(metrics[task.target.metric])):
+        reached = task.target and metrics and task.target.is_reached(metrics[task.target.metric])
+        samples.cut = last and not reached
+        if last or reached:
             return
 
 

@@ -34,6 +34,7 @@ MEMORY_SHARE = 0.5
 BUSY_LOAD = 0.8
 
 Changes = dict[str, Any]
+"""Fields of ``Measurements``, and ``cut``: whether time ended the stage before it was done."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,15 +96,16 @@ def measure(
     saved = time.monotonic()
     try:
         for stage in (s for s in STAGES if s in stages and s not in state.complete):
-            limit = budget.part(SHARES[stage])
+            limit, cut = budget.part(SHARES[stage]), False
             for message, changes in _RUN[stage](context, state, limit):
+                cut = changes.pop("cut", cut)
                 state = state.replace(**changes)
                 if on_progress is not None:
                     on_progress(_progress(stage, message, budget))
                 if path is not None and time.monotonic() - saved > SAVE_EVERY_SECONDS:
                     write_record(path, state)
                     saved = time.monotonic()
-            state = _close(state, stage, limit)
+            state = _close(state, stage, cut=cut or limit.left <= 0)
     finally:
         if path is not None:
             write_record(path, state)
@@ -142,13 +144,13 @@ def _difference(earlier: Measurements, fresh: Measurements) -> str:
     return "; ".join(names)
 
 
-def _close(state: Measurements, stage: str, limit: Budget) -> Measurements:
+def _close(state: Measurements, stage: str, *, cut: bool) -> Measurements:
     """Mark a stage complete, or say that the time ended it, so that the next call goes on."""
     note = f"{stage}: ended by the time budget; the next call goes on"
     others = tuple(n for n in state.notes if n != note)
-    if limit.left > 0:
-        return state.replace(complete=(*state.complete, stage), notes=others)
-    return state.replace(notes=(*others, note))
+    if cut:
+        return state.replace(notes=(*others, note))
+    return state.replace(complete=(*state.complete, stage), notes=others)
 
 
 def _progress(stage: str, message: str, budget: Budget) -> Progress:
@@ -193,6 +195,7 @@ def _run_speed(context: Context, state: Measurements, limit: Budget) -> Iterator
         )
     for message in measure_steps(timer, samples, largest=largest, budget=limit, seed=context.seed):
         yield message, {"step_timings": samples.timings(), "optimizer_seconds": tuple(samples.updates)}
+    yield "step times", {"cut": samples.cut}
 
 
 def _run_noise(context: Context, state: Measurements, limit: Budget) -> Iterator[tuple[str, Changes]]:
@@ -201,6 +204,7 @@ def _run_noise(context: Context, state: Measurements, limit: Budget) -> Iterator
         context.task, samples, device=context.device, budget=limit, seed=context.seed
     ):
         yield message, {"gradients": tuple(samples.gradients), "pilot": tuple(samples.points)}
+    yield "gradient noise", {"cut": samples.cut}
 
 
 Stage = Callable[[Context, Measurements, Budget], Iterator[tuple[str, Changes]]]

@@ -88,6 +88,8 @@ class SpeedSamples:
 
     steps: dict[int, list[float]] = field(default_factory=dict)
     updates: list[float] = field(default_factory=list)
+    cut: bool = False
+    """Whether time ended the growth, or the rounds before every size was precise."""
 
     def timings(self) -> tuple[StepTiming, ...]:
         """As records, by size; sizes not timed in a round yet are left out."""
@@ -112,9 +114,7 @@ def measure_steps(
         What was just done, after every round, so that the caller can save.
     """
     repeats = {}
-    for size, seconds in _grow(
-        timer, largest=largest, smallest=smallest_micro_batch(timer.model), budget=budget
-    ):
+    for size, seconds in _grow(timer, samples, largest=largest, budget=budget):
         repeats[size] = max(1, round(MIN_SAMPLE_SECONDS / seconds))
         samples.steps.setdefault(size, [])
         yield f"step time at micro-batch {size}"
@@ -124,6 +124,7 @@ def measure_steps(
         order.shuffle(sizes)
         for size in sizes:
             if round_number >= MIN_REPETITIONS and budget.left <= 0:
+                samples.cut = True
                 return
             step, update = np.mean([timer.time_step(size) for _ in range(repeats[size])], axis=0)
             samples.steps[size].append(float(step))
@@ -134,14 +135,16 @@ def measure_steps(
 
 
 def _grow(
-    timer: StepTimer, *, largest: int, smallest: int, budget: Budget
+    timer: StepTimer, samples: SpeedSamples, *, largest: int, budget: Budget
 ) -> Iterator[tuple[int, float]]:
     """Double the size until throughput has saturated, a limit is met or time runs short."""
-    best, stale, size, seconds, one_round = 0.0, 0, smallest, 0.0, 0.0
+    best, stale, seconds, one_round = 0.0, 0, 0.0, 0.0
+    size = smallest_micro_batch(timer.model)
     while size <= largest and stale < SATURATED_DOUBLINGS:
         # A larger size takes up to twice as long: its probing and some rounds of all must fit.
         probing, rounds = 3 * 2 * seconds, MIN_ROUNDS * (one_round + 2 * seconds)
         if best and not budget.allows(probing + rounds):
+            samples.cut = True
             return
         timer.time_step(size)
         seconds = min(sum(timer.time_step(size)) for _ in range(2))

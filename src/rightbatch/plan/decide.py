@@ -83,13 +83,16 @@ def _batch(chosen: Chosen, facts: TaskFacts, steps: StepsModel) -> Decision:
         f"critical batch size {format_number(round(steps.critical_batch_size))}"
         f" ({format_number(round(steps.low))} to {format_number(round(steps.high))})"
     )
+    kept = (
+        ", so today's is kept" if chosen.candidate.global_batch_size == facts.recipe.batch_size else ""
+    )
     return Decision(
         name="global_batch_size",
         value=chosen.candidate.global_batch_size,
         evidence="derived",
         rule=f"least expected regret in {goal} to the target, S = S_min (1 + B_crit/B)",
         source="mccandlish2018",
-        reason=f"{critical} against measured step times: {span} within 5 % of the best",
+        reason=f"{critical} against measured step times: {span} within 5 % of the best{kept}",
         low=low,
         high=high,
     )

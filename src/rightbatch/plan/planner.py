@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from rightbatch.core.errors import InfeasibleError, MeasurementError
 from rightbatch.core.facts import TaskFacts
 from rightbatch.core.plan import Candidate, Objective, Plan, Prediction
@@ -26,7 +24,7 @@ from rightbatch.plan.candidates import (
 )
 from rightbatch.plan.decide import Chosen, decide
 from rightbatch.plan.limits import Limits
-from rightbatch.plan.score import Scores, interval, score
+from rightbatch.plan.score import PLATEAU, Scores, interval, score
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +44,8 @@ def make_plan(
     limits: Limits | None = None,
 ) -> Plan:
     """Choose the global batch that minimises expected regret, and move the constants with it.
+
+    Today's batch is kept where it is within 5 % of that one, in the objective and in seconds.
 
     Every candidate is scored under 1000 draws from the intervals of the fitted models; the same
     measurements always give the same plan. The learning rate is moved by the optimizer's rule.
@@ -72,14 +72,16 @@ def make_plan(
         steps=fitted.steps,
         objective=objective,
     )
-    best = int(np.argmin(scores.regret))
     first, last = scores.plateau()
     table = _table(candidates, scores, fitted)
-    chosen = Chosen(
-        candidate=table[best],
-        plateau=(candidates[first].global_batch_size, candidates[last].global_batch_size),
-        objective=objective,
-    )
+    plateau = range(first, last + 1)
+    sizes = [split.global_batch_size for split in candidates]
+    best = scores.best
+    if (
+        table[best].seconds_ratio.value * PLATEAU > 1
+    ):  # a change that brings less than 5 % is not worth it
+        best = next((i for i in plateau if sizes[i] == facts.recipe.batch_size), best)
+    chosen = Chosen(candidate=table[best], plateau=(sizes[first], sizes[last]), objective=objective)
     decisions, changes = decide(
         chosen, measurements, fitted.speed, fitted.loader, fitted.steps, limits=limits
     )
@@ -96,6 +98,7 @@ def make_plan(
             probability_better=float((scores.seconds[:, best] < 1).mean()),
         ),
         candidates=tuple(table),
+        memory_limit_bytes=limits.memory_limit_bytes or measurements.environment.memory_bytes,
         notes=_notes(chosen.candidate, facts, measurements, fitted),
     )
 

@@ -162,7 +162,7 @@ def _decisions(recipe: Recipe, ratio: float, family: OptimizerFamily) -> Iterato
 
 def _moved(name: str, base: float, value: float, ratio: float, *, rule: str, source: str) -> Decision:
     """A constant moved by a cited formula."""
-    moved = f"{format_number(base)} becomes {format_number(value)}"
+    moved = f"{format_number(base)} {'stays' if value == base else f'becomes {format_number(value)}'}"
     reason = f"{moved} at {format_number(ratio)} x the batch size"
     return Decision(name=name, value=value, evidence="derived", rule=rule, source=source, reason=reason)
 

@@ -40,12 +40,16 @@ class Scores:
         """Expected excess of each candidate's cost over the best of the same draw, [candidates]."""
         return (self.cost / self.cost.min(axis=1, keepdims=True) - 1).mean(axis=0)
 
+    @property
+    def best(self) -> int:
+        """Index of the candidate with the least expected regret."""
+        return int(np.argmin(self.regret))
+
     def plateau(self) -> tuple[int, int]:
-        """First and last index of the run around the choice whose expected cost is within 5 %."""
+        """First and last index of the run around the best whose expected cost is within 5 %."""
         expected = np.exp(np.log(self.cost).mean(axis=0))
-        choice = int(np.argmin(self.regret))
-        good = expected <= PLATEAU * expected[choice]
-        first = last = choice
+        good = expected <= PLATEAU * expected[self.best]
+        first = last = self.best
         while first > 0 and good[first - 1]:
             first -= 1
         while last + 1 < len(good) and good[last + 1]:

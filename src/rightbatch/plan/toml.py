@@ -15,7 +15,7 @@ from rightbatch.core.record import locate
 from rightbatch.core.store import check_schema, write_text
 
 # What belongs to the answer and its evidence lies in plan.json; a run needs none of it.
-_EVIDENCE = {"decisions", "plateau", "predicted", "candidates", "notes"}
+_EVIDENCE = {"decisions", "plateau", "predicted", "candidates", "notes", "memory_limit_bytes"}
 _KEY = re.compile(r"^\s*(?:\"([^\"]+)\"|'([^']+)'|([A-Za-z0-9_-]+))\s*=")
 _WIDTH = 96
 

@@ -116,7 +116,7 @@ def _memory(measurements: Measurements, model: MemoryModel, plan: Plan | None) -
     planned = plan.micro_batch_size if plan else max(traced)
     largest = max(4 * planned, *traced)
     powers = [2**power for power in range(largest.bit_length()) if 2**power <= largest]
-    limit = measurements.environment.memory_bytes
+    limit = tables.memory_limit_bytes(measurements, plan)
     return Exhibit(
         key="memory",
         title="What a micro-batch costs in memory",

@@ -140,7 +140,7 @@ def plot_memory(
         model: peak bytes and their owners.
         traced: peak bytes of the traces, by micro-batch size.
         plan: whose micro-batch is marked.
-        limit_bytes: memory of the device.
+        limit_bytes: what the plan may use.
     """
     planned = plan.micro_batch_size if plan else max(traced)
     end = max(4 * planned, *traced)
@@ -166,7 +166,7 @@ def plot_memory(
     if plan:
         peak = model.peak_bytes(planned) / scale
         add_points(figure, [planned], [peak], f"plan: {planned}", ORANGE, "diamond")
-    limit, text = limit_bytes / scale, f"device memory: {format_bytes(limit_bytes)}"
+    limit, text = limit_bytes / scale, f"memory limit: {format_bytes(limit_bytes)}"
     if limit <= _OFF_PLOT * peaks[-1]:
         add_line(figure, [sizes[0], sizes[-1]], [limit, limit], text, GREY, dash="dash")
     else:

@@ -13,7 +13,7 @@ from rightbatch.core.units import format_bytes, format_number, format_seconds
 from rightbatch.fit.models import Models
 from rightbatch.report.markup import Html, join, tag, with_code
 from rightbatch.report.sentences import loader_verdict, noise_text, percent
-from rightbatch.report.tables import Table, decision_text, today_text
+from rightbatch.report.tables import Table, decision_text, memory_limit_bytes, today_text
 
 _EVIDENCE = {
     "measured": "on this task and this machine",
@@ -136,9 +136,9 @@ def _memory_fact(measurements: Measurements, models: Models, plan: Plan | None) 
         return "not measured", "no traces"
     size = plan.micro_batch_size if plan else measurements.task.recipe.batch_size
     peak, high = models.memory.peak_bytes(size), models.memory.high_bytes(size)
-    device = measurements.environment.memory_bytes
+    limit = memory_limit_bytes(measurements, plan)
     bound = f", at most {format_bytes(high)}" if high > peak else ""
-    share = f"{percent(high / device)} of the device's {format_bytes(device)}"
+    share = f"{percent(high / limit)} of the limit of {format_bytes(limit)}"
     return format_bytes(peak), f"at micro-batch {size:,}{bound}: {share}"
 
 

@@ -127,7 +127,7 @@ def loader_verdict(models: Models, plan: Plan | None) -> str:
 
 
 def memory_sentence(model: MemoryModel, micro_batch_size: int, limit_bytes: int) -> str:
-    """Where the peak falls, and how large a micro-batch the device could hold."""
+    """Where the peak falls, and how large a micro-batch the limit allows."""
     phase, operator = model.peak_at(micro_batch_size)
     text = f"At micro-batch {micro_batch_size:,} the peak falls in the {phase} phase, in {operator}."
     headroom = Limits().headroom
@@ -137,7 +137,7 @@ def memory_sentence(model: MemoryModel, micro_batch_size: int, limit_bytes: int)
         return f"{text} Nothing fits: {error.found}."
     more = " or more" if largest == model.valid_range[1] else ""
     return (
-        f"{text} A micro-batch of {largest:,}{more} would fit the device's {format_bytes(limit_bytes)}"
+        f"{text} A micro-batch of {largest:,}{more} would fit {format_bytes(limit_bytes)}"
         f" with {percent(headroom)} left free."
     )
 

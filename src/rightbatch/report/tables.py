@@ -31,6 +31,12 @@ class Table:
     """Columns that hold words; the others hold numbers and align to the right."""
 
 
+def memory_limit_bytes(measurements: Measurements, plan: Plan | None) -> int:
+    """What the plan had to fit into, or the device's memory where there is no planned limit."""
+    planned = plan.memory_limit_bytes if plan else None
+    return planned or measurements.environment.memory_bytes
+
+
 def value_text(value: float | int | str | bool | None, name: str = "") -> str:
     """A planned value as people read it; the unit follows from the name.
 

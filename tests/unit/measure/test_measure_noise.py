@@ -1,5 +1,6 @@
 """Noise along a pilot: where it looks, what it keeps, when it ends."""
 
+import time
 from typing import Any
 
 import pytest
@@ -42,6 +43,7 @@ def test_points_lie_evenly_in_the_logarithm_up_to_the_whole_run() -> None:
         assert MIN_SAMPLES <= len(taken) <= MAX_SAMPLES
     assert all(point.metrics.keys() == {"mse"} for point in samples.points)
     assert samples.points[-1].loss < samples.points[0].loss
+    assert not samples.cut
 
 
 def test_a_run_too_short_for_that_has_one_point_at_its_end() -> None:
@@ -52,6 +54,20 @@ def test_a_run_too_short_for_that_has_one_point_at_its_end() -> None:
 def test_the_target_ends_the_pilot() -> None:
     samples, _ = run(tiny.task(target=Target("mse", 1e9, higher_is_better=False)))
     assert len(samples.points) == 1
+    assert not samples.cut
+
+
+def test_training_that_time_cuts_short_is_told_even_where_some_time_is_left() -> None:
+    def slow(*arguments: Any) -> Any:
+        time.sleep(1e-3)
+        return tiny.squared_error(*arguments)
+
+    budget = Budget(seconds=0.5)
+    samples = NoiseSamples()
+    task = tiny.task(loss=slow, recipe=recipe(epochs=500))
+    list(measure_noise(task, samples, device="cpu", budget=budget))
+    assert samples.points[-1].examples_seen < 500 * 48
+    assert samples.cut
 
 
 def test_a_task_without_a_target_is_not_evaluated() -> None:
@@ -62,11 +78,13 @@ def test_a_task_without_a_target_is_not_evaluated() -> None:
     assert all(point.metrics == {} for point in samples.points)
 
 
-def test_a_spent_budget_leaves_one_point_with_the_fewest_samples() -> None:
-    samples, _ = run(tiny.task(), seconds=1e-9)
+@pytest.mark.parametrize("seconds", [1e-9, 0.0])
+def test_a_spent_budget_leaves_one_point_with_the_fewest_samples(seconds: float) -> None:
+    samples, _ = run(tiny.task(), seconds=seconds)
     assert len(samples.points) == 1
     assert len(samples.gradients) == MIN_SAMPLES
     assert samples.points[0].examples_seen == 8  # as far as the time reached
+    assert samples.cut
 
 
 def test_points_already_there_are_passed_through_on_the_same_path() -> None:

@@ -160,6 +160,18 @@ def test_a_stage_cut_by_the_budget_is_noted_and_not_complete_until_a_later_call(
     assert found.notes == ()
 
 
+def test_a_stage_that_time_cut_short_is_not_complete_even_where_some_time_is_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def stage(*_: Any) -> Iterator[Any]:
+        yield "as far as it went", {"cut": True}
+
+    monkeypatch.setattr(session, "_RUN", {"noise": stage})
+    found = measure(tiny.task(), time_budget_seconds=60, stages=["noise"])
+    assert found.complete == ()
+    assert found.notes == ("noise: ended by the time budget; the next call goes on",)
+
+
 @pytest.mark.usefixtures("clock")
 def test_a_note_of_a_stage_stays_until_that_stage_is_complete(tmp_path: Path) -> None:
     measure(tiny.task(), out=tmp_path, time_budget_seconds=8)

@@ -62,6 +62,7 @@ def saturating(size: int) -> float:
 def test_growth_stops_two_doublings_after_throughput_stops_growing() -> None:
     samples, _ = run(FakeTimer(saturating))
     assert sorted(samples.steps) == [1, 2, 4, 8, 16, 32, 64, 128]
+    assert not samples.cut
 
 
 def test_growth_goes_on_after_one_bad_size() -> None:
@@ -79,6 +80,7 @@ def test_growth_stops_where_the_rounds_of_a_larger_size_would_not_fit_the_budget
     samples, _ = run(timer, seconds=20.0)
     assert max(samples.steps) < 4096
     assert all(len(s) >= MIN_ROUNDS for s in samples.steps.values())
+    assert samples.cut
     more, _ = run(FakeTimer(lambda b: 0.1 * b**0.5), seconds=200.0)
     assert max(more.steps) > max(samples.steps)
 
@@ -126,6 +128,7 @@ def test_the_budget_ends_the_rounds_after_the_fewest() -> None:
     samples, _ = run(timer, seconds=60.0, largest=8)
     assert min(len(s) for s in samples.steps.values()) >= MIN_ROUNDS
     assert timer.now < 70
+    assert samples.cut
 
 
 def test_short_steps_are_repeated_inside_one_sample() -> None:

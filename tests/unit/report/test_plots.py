@@ -127,10 +127,10 @@ def test_traced_peaks_are_the_traces_own() -> None:
 def test_a_near_limit_is_a_line_and_a_far_one_is_written() -> None:
     assert MODELS.memory is not None
     near = plots.plot_memory(MODELS.memory, TRACED, PLAN, 2**21)
-    assert list(trace(near, "device memory: 2 MiB").y) == [2.0, 2.0]
+    assert list(trace(near, "memory limit: 2 MiB").y) == [2.0, 2.0]
     assert not near.layout.annotations
     far = plots.plot_memory(MODELS.memory, TRACED, PLAN, 2**33)
-    assert not [t for t in far.data if t.name.startswith("device memory")]
+    assert not [t for t in far.data if t.name.startswith("memory limit")]
     assert "8 GiB, 5,9" in far.layout.annotations[0].text
 
 

@@ -53,6 +53,20 @@ def test_a_full_run_evaluates_after_every_epoch_and_finishes(tmp_path: Path) -> 
     assert run.metrics == run.evaluations[-1].metrics
 
 
+def test_the_train_loss_of_an_evaluation_is_the_mean_since_the_one_before(tmp_path: Path) -> None:
+    totals: list[float] = []
+
+    def loss(model: nn.Module, batch: Any) -> Loss:
+        found = tiny.squared_error(model, batch)
+        totals.append(float(found.total.detach()))
+        return found
+
+    run = train(tiny.task(loss=loss, evaluate=lambda model, batches: {"mse": 1.0}), plan(), tmp_path)
+    epochs = [totals[-24:][i : i + 6] for i in (0, 6, 12, 18)]  # after the check's own calls
+    expected = [sum(epoch) / tiny.NUM_EXAMPLES for epoch in epochs]
+    assert [e.train_loss for e in run.evaluations] == pytest.approx(expected)
+
+
 def test_the_outcome_file_is_the_run(tmp_path: Path) -> None:
     run = train(tiny.task(), plan(), tmp_path)
     assert read_record(tmp_path / "outcome.json", Run) == run
