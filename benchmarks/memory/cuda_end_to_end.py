@@ -61,7 +61,7 @@ class Rotary(nn.Module):
         self.register_buffer("cache", torch.stack((angles.cos(), angles.sin())), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+        even, odd = x.unflatten(-1, (-1, 2)).movedim(-1, 0).unbind(0)
         cos, sin = self.cache[:, : x.shape[-2]].unbind(0)
         return torch.stack((cos * even - sin * odd, sin * even + cos * odd), -1).flatten(-2)
 

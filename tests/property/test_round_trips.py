@@ -99,6 +99,7 @@ def plans(draw: st.DrawFn) -> Plan:
             )
         ),
         candidates=tuple(draw(st.lists(CANDIDATES, max_size=2))),
+        memory_limit_bytes=draw(st.none() | COUNT),
         notes=tuple(draw(st.lists(TEXT, max_size=2))),
     )
 
@@ -193,7 +194,7 @@ def test_plan_toml_gives_back_every_setting_under_a_comment(plan: Plan) -> None:
         path = Path(folder) / "plan.toml"
         path.write_text(text, encoding="utf-8")
         again = read_plan(path)
-    evidence = {"decisions", "plateau", "predicted", "candidates", "notes"}
+    evidence = {"decisions", "plateau", "predicted", "candidates", "notes", "memory_limit_bytes"}
     assert again.model_dump(exclude=evidence) == plan.model_dump(exclude=evidence)
     lines = text.split("\n")
     values = [n for n, line in enumerate(lines) if line and not line.startswith("#")]

@@ -100,6 +100,15 @@ def test_the_chosen_batch_is_the_candidate_of_least_regret() -> None:
     assert best.peak_bytes == 1_000_000 + 1_000 * found.micro_batch_size
 
 
+@pytest.mark.parametrize("today", [96, 100, 128])
+def test_todays_batch_is_kept_where_a_change_brings_nothing(today: int) -> None:
+    found = plan(objective="time", task=known.facts(recipe=recipe(batch_size=today)))
+    assert found.global_batch_size == today  # the best on paper is 109
+    assert found.learning_rate == 0.1
+    assert found.predicted is not None
+    assert found.predicted.seconds_to_target_ratio.value == pytest.approx(1.0)
+
+
 def test_a_memory_limit_that_binds_gives_a_smaller_micro_batch() -> None:
     free = plan(known.Laws(noise_scale=1000.0))
     assert free.micro_batch_size > 50

@@ -14,7 +14,7 @@ from rightbatch.core.recipe import Constants, Recipe
 from rightbatch.plan.planner import make_plan
 from rightbatch.plan.toml import format_plan, read_plan, write_plan
 
-EVIDENCE = {"decisions", "plateau", "predicted", "candidates", "notes"}
+EVIDENCE = {"decisions", "plateau", "predicted", "candidates", "notes", "memory_limit_bytes"}
 
 
 def planned(**changes: Any) -> Plan:
