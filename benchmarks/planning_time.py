@@ -1,6 +1,6 @@
 """How long planning takes from a cold start, and whether --time-budget is kept.
 
-    python benchmarks/planning_time.py
+python benchmarks/planning_time.py
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Seconds of `rightbatch --help` over those of `python -c pass`, interleaved.
 
-    python benchmarks/startup.py
+python benchmarks/startup.py
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ def main() -> None:
     base = np.array(times["python -c pass"])
     rows = []
     for name, values in times.items():
-        quartiles = [round(float(q), 2) for q in np.quantile(np.array(values) / base, [0.25, 0.5, 0.75])]
+        quartiles = [
+            round(float(q), 2) for q in np.quantile(np.array(values) / base, [0.25, 0.5, 0.75])
+        ]
         rows.append({
             "command": name,
             "median_seconds": round(float(np.median(values)), 4),

@@ -23,7 +23,9 @@ def make_task():
     x = (x - x.mean(0)) / x.std(0)
     return rb.Task(
         name="breast-cancer",
-        model=lambda: torch.nn.Sequential(torch.nn.Linear(30, 16), torch.nn.ReLU(), torch.nn.Linear(16, 1)),
+        model=lambda: torch.nn.Sequential(
+            torch.nn.Linear(30, 16), torch.nn.ReLU(), torch.nn.Linear(16, 1)
+        ),
         train_data=TensorDataset(x[:450], y[:450]),
         valid_data=TensorDataset(x[450:], y[450:]),
         loss=loss,

@@ -79,7 +79,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         heads = (HEADS, WIDTH // HEADS)
-        q, k, v = (part(x).unflatten(-1, heads).transpose(1, 2) for part in (self.q, self.k, self.v))
+        parts = self.q(x), self.k(x), self.v(x)
+        q, k, v = (part.unflatten(-1, heads).transpose(1, 2) for part in parts)
         q, k = self.rotary(q), self.rotary(k)
         order = torch.arange(x.shape[1], device=x.device)
         visible = order[:, None] >= order
@@ -119,7 +120,7 @@ class Transformer(nn.Module):
 
 def loss(model: nn.Module, batch: Any) -> Tensor:
     tokens, following = batch
-    logits = model(tokens)
+    model.last_logits = logits = model(tokens)  # the recorded loop holds them until the next step
     logits = logits - torch.max(logits, dim=-1, keepdim=True)[0]
     logarithms = logits - torch.log(torch.sum(torch.exp(logits), dim=-1, keepdim=True))
     return torch.mean(torch.gather(-logarithms, -1, following.unsqueeze(-1)))

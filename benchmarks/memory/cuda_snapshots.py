@@ -43,7 +43,9 @@ class Start:
         self.live = {
             int(a): (int(size), int(asked)) for _, a, size, asked, used in data["blocks"] if used
         }
-        events = list(zip(data["action"].tolist(), data["addr"].tolist(), data["size"].tolist(), strict=True))
+        events = list(
+            zip(data["action"].tolist(), data["addr"].tolist(), data["size"].tolist(), strict=True)
+        )
         for action, address, size in reversed(events):
             if action == ALLOC:
                 self.live.pop(address, None)

@@ -104,7 +104,8 @@ def main() -> None:
         answer = ours(task, limit)
         truth, num_tried = exhaustive(task, limit, answer["size"])
         survived = sum(
-            probe_micro_batch(task, answer["size"], limit_bytes=limit, pin_malloc=True).outcome == "fits"
+            probe_micro_batch(task, answer["size"], limit_bytes=limit, pin_malloc=True).outcome
+            == "fits"
             for _ in range(options.repeats)
         )
         row: dict[str, Any] = {

@@ -42,9 +42,9 @@ def one(net_name: str, size: int, pinned: bool) -> dict[str, float]:
     )
 
     torch.set_num_threads(1)
-    torch.manual_seed(0)
     if pinned:
         pin_malloc()
+    torch.manual_seed(0)
     net = nets.NETS[net_name]
     x, y = (tensor[:size].clone() for tensor in net.data().tensors)
 
@@ -100,7 +100,9 @@ def main() -> None:
             kind: {key: float(np.median([run[key] for run in runs])) for key in runs[0]}
             for kind, runs in found.items()
         }
-        rows.append({"net": net, "micro_batch_size": SIZES[net], "pinned_over_default": ratios} | medians)
+        rows.append(
+            {"net": net, "micro_batch_size": SIZES[net], "pinned_over_default": ratios} | medians
+        )
         print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     save("resident", {"rows": rows})
 

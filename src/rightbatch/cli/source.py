@@ -78,10 +78,10 @@ def load(spec: str, device: str) -> Task:
         InvalidInputError: torch cannot use the device here.
         InvalidTaskError: the task cannot be found or built.
     """
-    from rightbatch.measure.environment import read_environment
+    from rightbatch.tasks.build import check_device
     from rightbatch.tasks.load import load_task
 
-    read_environment(device)
+    check_device(device)
     return load_task(spec)
 
 

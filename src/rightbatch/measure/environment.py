@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from rightbatch.core.errors import InvalidInputError
 from rightbatch.core.facts import Environment
+from rightbatch.tasks.build import check_device
 
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
@@ -20,16 +20,8 @@ def read_environment(device: str = "cpu") -> Environment:
     Raises:
         InvalidInputError: torch cannot use the device here.
     """
-    try:
-        kind = torch.device(device).type
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        found = f"device {device!r}: {reason}"
-        raise InvalidInputError(
-            found, need="a device torch can use here", hint="--device cpu"
-        ) from error
-    if kind == "cuda":
+    check_device(device)
+    if torch.device(device).type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         name, memory = properties.name, properties.total_memory
     else:

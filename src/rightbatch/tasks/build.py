@@ -18,12 +18,26 @@ from rightbatch.tasks.task import Loss, Task
 _OPTIMIZER_CONSTANTS = ("momentum", "betas", "eps", "weight_decay")
 
 
+def check_device(device: str) -> None:
+    """Refuse a device that torch cannot use here, in words instead of an assertion.
+
+    Raises:
+        InvalidInputError: torch does not know it, or finds none of its kind.
+    """
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        found = f"device {device!r}: {str(error).splitlines()[0]}"
+        raise InvalidInputError(found, need="a device torch can use here", hint="use cpu") from error
+
+
 def build_model(task: Task, device: str = "cpu", seed: int = 0) -> nn.Module:
     """Call the task's model factory under a seed and move the result to a device.
 
     Raises:
         InvalidTaskError: the factory fails or returns something else than a Module.
     """
+    check_device(device)
     torch.manual_seed(seed)
     try:
         model = task.model()

@@ -84,4 +84,4 @@ def test_groups_are_even_and_keep_the_order(count: int, groups: int) -> None:
 def test_draws_are_with_replacement_and_follow_the_generator() -> None:
     first, again = (draw_examples(5, 50, torch.Generator().manual_seed(0)) for _ in range(2))
     assert first == again
-    assert set(first) == set(range(5))
+    assert (len(first), set(first)) == (50, set(range(5)))

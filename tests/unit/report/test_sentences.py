@@ -182,7 +182,7 @@ def test_memory_names_the_peak_and_what_would_fit() -> None:
     largest = model.max_micro_batch(10 * 2**20, 0.1)
     assert memory_sentence(model, 96, 10 * 2**20) == (
         "At micro-batch 96 the peak falls in the backward phase, in relu_backward. A micro-batch of"
-        f" {largest:,} would fit the device's 10 MiB with 10 % left free."
+        f" {largest:,} would fit 10 MiB with 10 % left free."
     )
     assert "Nothing fits: one example needs" in memory_sentence(model, 96, 2**10)
 

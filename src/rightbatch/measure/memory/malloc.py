@@ -8,6 +8,7 @@ the holes add up: resident memory ends well above the live tensors. ``pin_malloc
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import sys
 from pathlib import Path
@@ -19,13 +20,15 @@ MMAP_THRESHOLD_BYTES = 2**20
 TRIM_THRESHOLD_BYTES = 128 * 2**10
 """Free bytes at the top of the heap that are kept."""
 
+_HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"  # read by torch's CPU allocator
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def pin_malloc() -> None:
     """Make this process return large blocks to the system as soon as they are freed.
 
-    Costs page faults where large blocks come and go; takes effect for blocks allocated from now on.
+    Blocks that come and go cost page faults then. Huge pages make those few, where the system
+    grants them on request; torch asks for them if told so before its first tensor.
 
     Raises:
         MeasurementError: the allocator is not glibc's own.
@@ -41,6 +44,7 @@ def pin_malloc() -> None:
         found = "an allocator that was preloaded in place of glibc's"
         hint = "unset LD_PRELOAD, or run without --pin-malloc: that allocator has its own settings"
         raise MeasurementError(found, need=need, hint=hint)
+    os.environ.setdefault(_HUGE_PAGES, "1")
 
 
 def trim_malloc() -> None:
