@@ -93,8 +93,9 @@ class Attention(nn.Module):
 class Block(nn.Module):
     def __init__(self, rotary: Rotary) -> None:
         super().__init__()
-        self.attention, self.norm1, self.norm2 = Attention(rotary), RMSNorm(), RMSNorm()
-        self.gate, self.up, self.down = Linear(WIDTH, INNER), Linear(WIDTH, INNER), Linear(INNER, WIDTH)
+        self.attention, self.gate = Attention(rotary), Linear(WIDTH, INNER)
+        self.down, self.up = Linear(INNER, WIDTH), Linear(WIDTH, INNER)
+        self.norm1, self.norm2 = RMSNorm(), RMSNorm()
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.norm1(x))

@@ -23,7 +23,6 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import save
-
 from rightbatch.fit.memory_model import fit_memory_model
 from rightbatch.measure.memory import measure_memory
 from rightbatch.measure.memory.malloc import resident_bytes

@@ -75,8 +75,17 @@ def check_task(task: Task, device: str = "cpu") -> TaskFacts:
     )
 
 
-def evaluate(task: Task, model: nn.Module, batches: Any, device: str = "cpu") -> dict[str, float]:
+def evaluate(
+    task: Task, model: nn.Module, batches: Any, device: str = "cpu", *, precision: str | None = None
+) -> dict[str, float]:
     """Evaluate in eval mode without gradients, by the task's metric or else its mean loss.
+
+    Args:
+        task: gives metric and loss.
+        model: left in train mode.
+        batches: of the validation data.
+        device: of the model.
+        precision: of the forward; None is the recipe's.
 
     Raises:
         InvalidTaskError: ``evaluate`` fails or returns no dictionary of numbers.
@@ -84,7 +93,7 @@ def evaluate(task: Task, model: nn.Module, batches: Any, device: str = "cpu") ->
     """
     model.eval()
     try:
-        with torch.no_grad(), precision_context(task.recipe.precision, device):
+        with torch.no_grad(), precision_context(precision or task.recipe.precision, device):
             moved = (to_device(batch, device) for batch in batches)
             metrics = task.evaluate(model, moved) if task.evaluate else _mean_loss(task, model, moved)
         return {str(name): float(value) for name, value in metrics.items()}
@@ -180,7 +189,8 @@ def _check_target(task: Task, target: Target, model: nn.Module, device: str) -> 
 
 
 def _fingerprint(task: Task, model: nn.Module) -> str:
-    shapes = [f"{name}:{tuple(p.shape)}:{p.dtype}" for name, p in model.state_dict().items()]
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    shapes = [f"{name}:{tuple(t.shape)}:{t.dtype}" for name, t in tensors]
     sizes = f"{task.num_train_examples}/{task.num_valid_examples}"
     facts = [task.name, task.source_sha256, sizes, task.recipe.model_dump_json(), str(task.target)]
     facts += [task.loader.model_dump_json(), *shapes]

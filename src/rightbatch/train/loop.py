@@ -106,7 +106,9 @@ def _run(
         if validation is None or not window.ends_epoch:
             continue
         before = perf_counter()
-        metrics = evaluate(task, updater.evaluated, validation, updater.device)
+        metrics = evaluate(
+            task, updater.evaluated, validation, updater.device, precision=updater.plan.precision
+        )
         evaluating += perf_counter() - before
         if bad := [f"{name} = {value}" for name, value in metrics.items() if not math.isfinite(value)]:
             where = f"evaluation after update {record.updates} gave {', '.join(bad)}"

@@ -45,9 +45,9 @@ def test_every_size_is_timed_and_reported() -> None:
 
 def test_times_are_those_of_a_batch_without_the_first() -> None:
     samples = LoaderSamples(0)
-    data = Slow(1e-3, first=0.2)
+    data = Slow(1e-3, first=0.5)
     list(measure_loader(tiny.task(train_data=data), samples, [2], budget=Budget(seconds=60)))
-    assert max(samples.seconds[2]) < 0.2
+    assert max(samples.seconds[2]) < 0.5
     assert min(samples.seconds[2]) >= 2e-3
 
 

@@ -94,7 +94,7 @@ def probe_micro_batch(
         limit_bytes: what the steps may take.
         repeats: fresh children; all must fit.
         timeout_seconds: for each child, its start included.
-        device: ``cpu`` on Linux, or a CUDA device.
+        device: ``cpu`` or a CUDA device, whose cap is torch's own.
         pin_malloc: train with large blocks returned at once; see ``malloc.pin_malloc``.
         indices: the training examples to use, such as the worst case's; None takes the first.
 
@@ -103,7 +103,7 @@ def probe_micro_batch(
 
     Raises:
         InvalidInputError: the task has no ``spec``, or a number is out of range.
-        MeasurementError: this system has no cap that turns excess into an exception.
+        MeasurementError: this is not Linux, whose caps and counts are used.
     """
     if not task.spec:
         hint = "load it: rb.load_task('my_task.py') or 'package.module:function'"
@@ -113,8 +113,8 @@ def probe_micro_batch(
         found = f"micro_batch_size {micro_batch_size}, limit_bytes {limit_bytes}, "
         found += f"repeats {repeats}, timeout_seconds {timeout_seconds}"
         raise InvalidInputError(found, need="all positive", hint="give positive numbers")
-    if device == "cpu" and sys.platform != "linux":
-        hint = "trust the law, or probe on a CUDA device"
+    if sys.platform != "linux":
+        hint = "trust the law, or run the steps on Linux"
         raise MeasurementError(f"platform {sys.platform}", need="Linux", hint=hint)
     request = ProbeRequest(
         spec=task.spec,
@@ -146,6 +146,7 @@ def largest_that_fits(
     timeout_seconds: float = _TIMEOUT_SECONDS,
     device: str = "cpu",
     pin_malloc: bool = False,
+    indices: Sequence[int] | None = None,
 ) -> tuple[int, list[ProbeResult]]:
     """Find the largest micro-batch: the law proposes, and one real run confirms or corrects it.
 
@@ -157,6 +158,7 @@ def largest_that_fits(
         timeout_seconds: for each run.
         device: where it is to run.
         pin_malloc: as in training.
+        indices: as ``probe_micro_batch`` takes them; the model has to be fitted to the same.
 
     Returns:
         A size that was run and fits, and the one or two runs.
@@ -177,6 +179,7 @@ def largest_that_fits(
                 timeout_seconds=timeout_seconds,
                 device=device,
                 pin_malloc=pin_malloc,
+                indices=indices,
             )
         )
         if results[-1].outcome == "fits":

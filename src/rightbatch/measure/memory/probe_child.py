@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import json
 import mmap
+import resource
 import sys
 from contextlib import suppress
 from dataclasses import replace
@@ -39,6 +40,8 @@ from rightbatch.tasks.task import Task
 _WARM_UP_EXAMPLES = 2
 # Of the free memory: what no run may exceed, whatever its limit.
 _FREE_SHARE = 0.9
+# What a limit counts, as /proc/self/status names it: private memory, or all addresses.
+_LIMITED = {resource.RLIMIT_DATA: "VmData", resource.RLIMIT_AS: "VmSize"}
 
 
 def run(request: ProbeRequest) -> dict[str, Any]:
@@ -63,7 +66,7 @@ def run(request: ProbeRequest) -> dict[str, Any]:
         "outcome": outcome,
         "message": message,
         "peak_bytes": peak,
-        "resident_bytes": peak_resident_bytes() if sys.platform == "linux" else None,
+        "resident_bytes": peak_resident_bytes(),
         "finished": finished,
         "is_guess": is_guess,
     }
@@ -117,6 +120,7 @@ class _CpuMeter:
             pin_malloc()
         with suppress(OSError):  # memory that runs out all the same shall end this process, no other
             Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
+        self._limits = {kind: resource.getrlimit(kind) for kind in _LIMITED}
         self._base_bytes = 0
 
     def free_bytes(self) -> int:
@@ -138,11 +142,8 @@ class _CpuMeter:
 
     def lift(self) -> None:
         """Let the report be written."""
-        import resource
-
-        for kind in (resource.RLIMIT_DATA, resource.RLIMIT_AS):
-            hard = resource.getrlimit(kind)[1]
-            resource.setrlimit(kind, (hard, hard))
+        for kind, limits in self._limits.items():
+            resource.setrlimit(kind, limits)
 
 
 class _CudaMeter:
@@ -176,12 +177,10 @@ class _CudaMeter:
 
 def _cap_memory(cap_bytes: int) -> None:
     """Let allocations fail that would add more than this to what is held now."""
-    import resource
-
-    for kind, key in ((resource.RLIMIT_DATA, "VmData"), (resource.RLIMIT_AS, "VmSize")):
-        hard = resource.getrlimit(kind)[1]
+    for kind, key in _LIMITED.items():
+        soft, hard = resource.getrlimit(kind)
         limit = process_status(key) + cap_bytes
-        resource.setrlimit(kind, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+        resource.setrlimit(kind, (limit if soft == resource.RLIM_INFINITY else min(limit, soft), hard))
         if _refuses(cap_bytes + mmap.PAGESIZE):
             return  # old kernels and sandboxes accept the first kind and ignore it
 

@@ -1,0 +1,76 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+from rightbatch.core.errors import MeasurementError
+from rightbatch.measure.memory import malloc
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+# 8 MiB blocks are freed below one block that stays: a heap cannot shrink past it.
+SCRIPT = """
+import ctypes, sys
+from rightbatch.measure.memory.malloc import *
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = (
+    ctypes.c_void_p, (ctypes.c_size_t,), (ctypes.c_void_p,))
+if sys.argv[1] == "pinned":
+    pin_malloc()
+for _ in range(2):  # the first free of a mapped block is what raises glibc's threshold
+    libc.free(libc.malloc(24 << 20))
+before = resident_bytes()
+blocks = [libc.malloc(8 << 20) for _ in range(8)]
+for block in blocks:
+    ctypes.memset(block, 1, 8 << 20)
+stays = libc.malloc(512 << 10)
+for block in blocks:
+    libc.free(block)
+print(resident_bytes() - before)
+"""
+
+
+def kept_bytes(kind: str, **environment: str) -> int:
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, kind],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | environment,
+    )
+    return int(done.stdout)
+
+
+def test_pinned_malloc_gives_back_what_the_default_keeps() -> None:
+    assert kept_bytes("default") > 60 * 2**20
+    assert kept_bytes("pinned") < 2**20
+
+
+def test_the_peak_begins_anew_and_holds_what_came_and_went() -> None:
+    block = bytearray(32 * 2**20)
+    del block
+    malloc.reset_peak_resident()
+    start = malloc.peak_resident_bytes()
+    assert abs(start - malloc.resident_bytes()) < 2**20
+    block = bytearray(32 * 2**20)
+    del block
+    assert 31 * 2**20 < malloc.peak_resident_bytes() - start < 34 * 2**20
+
+
+def test_another_c_library_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(malloc.platform, "libc_ver", lambda: ("", ""))
+    with pytest.raises(MeasurementError, match=r"not glibc's; need glibc.*\n  hint: .*--pin-malloc"):
+        malloc.pin_malloc()
+
+
+def test_a_preloaded_allocator_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(malloc, "_large_blocks_are_mapped", lambda libc: False)
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
+    with pytest.raises(MeasurementError, match=r"preloaded .*\n  hint: unset LD_PRELOAD"):
+        malloc.pin_malloc()
+
+
+def test_an_unknown_amount_is_named() -> None:
+    with pytest.raises(MeasurementError, match="without VmNonsense"):
+        malloc.process_status("VmNonsense")
