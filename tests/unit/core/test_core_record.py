@@ -56,7 +56,7 @@ def test_unknown_key_of_a_target_is_refused_from_a_file_too() -> None:
 
 def test_missing_key_says_what_to_add() -> None:
     with pytest.raises(InvalidInputError, match=r"no `lr`.*need `lr` in Recipe") as caught:
-        Recipe(batch_size=8, epochs=1)
+        Recipe(batch_size=8, epochs=1)  # pyright: ignore[reportCallIssue]
     assert caught.value.hint == "add lr = ..."
 
 
@@ -101,7 +101,8 @@ def test_two_lengths_or_none_are_refused() -> None:
 
 
 def test_options_of_workers_without_workers_are_refused() -> None:
-    for options in ({"prefetch_factor": 2}, {"persistent_workers": True}):
+    every: tuple[dict[str, Any], ...] = ({"prefetch_factor": 2}, {"persistent_workers": True})
+    for options in every:
         with pytest.raises(InvalidInputError, match="with num_workers = 0; need num_workers >= 1"):
             LoaderOptions(**options)
 

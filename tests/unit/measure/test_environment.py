@@ -27,7 +27,7 @@ def test_a_device_that_torch_cannot_use_is_refused_in_one_line(device: str) -> N
     ) as caught:
         read_environment(device)
     assert "\n" not in caught.value.found
-    assert caught.value.hint == "--device cpu"
+    assert "cpu" in caught.value.hint
 
 
 @pytest.mark.parametrize(("limit", "bounded"), [("1048576\n", True), ("max\n", False), ("", False)])

@@ -33,13 +33,13 @@ def returns_none():
 @pytest.fixture
 def task_file(tmp_path: Path) -> Iterator[Path]:
     """A file with good and bad factories, forgotten again afterwards."""
-    before = (list(sys.path), set(sys.modules))
+    before = list(sys.path)
     path = tmp_path / "their_task.py"
     path.write_text(GOOD)
     yield path
-    sys.path[:] = before[0]
-    for name in set(sys.modules) - before[1]:
-        del sys.modules[name]
+    sys.path[:] = before
+    for name in ("their_task", "their_helper"):
+        sys.modules.pop(name, None)
 
 
 def rewrite(path: Path, text: str) -> str:

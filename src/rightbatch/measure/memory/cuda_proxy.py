@@ -109,11 +109,6 @@ class _DeviceObserver(StorageObserver):
         """Numbers of the storages of tensors."""
         return {self._number(tensor) for tensor in tensors}
 
-    def _watch_accumulation(self, func: Any, args: tuple[Any, ...], *rest: Any) -> None:
-        if isinstance(args[0], Tensor) and args[0]._is_view():
-            return  # its base is alive and shares the memory: the engine does not add in place
-        super()._watch_accumulation(func, args, *rest)
-
 
 def _step_counters(subject: Subject) -> Iterator[Tensor]:
     """What ``torch.optim`` keeps on the host, unless it is fused or can be captured in a graph."""

@@ -140,8 +140,8 @@ class StorageObserver(compat.DispatchMode):
         """Note a sum or a scatter that would have been in place without this observer."""
         born = range(first_new, len(self.stream.makers))
         self._nodes |= dict.fromkeys(born, node.sequence)
-        if len(born) != 1 or not isinstance(args[0], Tensor):
-            return
+        if len(born) != 1 or not isinstance(args[0], Tensor) or args[0]._is_view():
+            return  # the base of a view shares its memory, so the engine leaves it as it is
         old = self._number(args[0])
         if old is None:
             return

@@ -116,12 +116,12 @@ def _ranking(sizes: Mapping[int, _Size], key: Key) -> list[int]:
 
 
 def _measure(example: Any) -> _Size:
-    """Longest dimension, bytes, and the lengths of arrays and lists added up."""
+    """Longest dimension, bytes, and items: arrays, and rows of those that have rows."""
     longest, num_bytes, num_items = 0, 0, 0
     for shape, nbytes in _arrays(example):
         longest = max(longest, *shape, 0)
         num_bytes += nbytes
-        num_items += shape[0] if shape else 1
+        num_items += 1 + (shape[0] if len(shape) >= 2 else 0)
     return _Size(longest, num_bytes, num_items)
 
 
