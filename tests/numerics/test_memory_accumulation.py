@@ -46,9 +46,7 @@ def peak(trace: MemoryTrace) -> int:
 @pytest.mark.parametrize("through_views", [True, False], ids=["views", "plain"])
 def test_a_gradient_that_is_a_view_is_not_added_to_in_place(through_views: bool) -> None:
     data = TensorDataset(torch.randn(8, LENGTH, WIDTH))
-    subject = task(
-        "thrice", lambda: UsedThrice(through_views), data, total, optimizer="sgd", lr=0.1
-    )
+    subject = task("thrice", lambda: UsedThrice(through_views), data, total, optimizer="sgd", lr=0.1)
     fake, real = peak(trace_memory(subject, 8)), peak(trace_kernels(subject, 8))
     one_gradient = 8 * LENGTH * WIDTH * 4
     assert abs(fake - real) < one_gradient / 100

@@ -78,10 +78,20 @@ class Constants(Record):
     def total_examples(self, batch_size: int, num_train_examples: int) -> int:
         """Examples processed by a whole run; each epoch's last update is as short as it must be."""
         if self.steps is not None:
-            epochs, rest = divmod(self.steps, -(-num_train_examples // batch_size))
-            return epochs * num_train_examples + rest * batch_size
+            return examples_in(self.steps, batch_size, num_train_examples)
         assert self.epochs is not None
         return max(1, round(self.epochs * num_train_examples))
+
+
+def examples_in(updates: int, global_batch_size: int, num_train_examples: int) -> int:
+    """Examples of the first updates of a run, each epoch's last one being shorter.
+
+    >>> examples_in(4, global_batch_size=32, num_train_examples=80)  # 32 + 32 + 16 + 32
+    112
+    """
+    updates_per_epoch = -(-num_train_examples // global_batch_size)
+    epochs, rest = divmod(updates, updates_per_epoch)
+    return epochs * num_train_examples + rest * global_batch_size
 
 
 class Recipe(Constants):

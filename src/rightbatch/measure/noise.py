@@ -81,14 +81,20 @@ def measure_noise(
     generator = torch.Generator().manual_seed(seed + 1)
     spent = _Spent()
     noise_scale = float(recipe.batch_size)
+    pilot.update()  # imports and warms up: its time says nothing of the next
+    known = max((point.examples_seen for point in samples.points), default=0)
     for goal in _point_examples(total, recipe.batch_size):
         while pilot.examples_seen < goal and (
             spent.updates == 0 or spent.training < TRAINING_SHARE * budget.seconds
         ):
             before = budget.elapsed
             pilot.update()
-            spent.training += budget.elapsed - before
-            spent.updates += 1
+            if pilot.examples_seen > known:  # the way to where an earlier call ended is not charged
+                spent.training += budget.elapsed - before
+                spent.updates += 1
+            elif budget.left <= 0:
+                samples.cut = True
+                return
         if any(point.examples_seen == pilot.examples_seen for point in samples.points):
             continue
         if samples.points and not budget.allows(MIN_SAMPLES * 2 * spent.seconds_per_update):

@@ -150,7 +150,9 @@ def estimate_transformer_memory(
         * _temporary_bytes_per_token(config, sequence_length, precision, flash_attention),
         optimizer_temporaries=weights
         if foreach
-        else 2 * kept * max(config.vocab_size * config.hidden_size, config.ff_size * config.hidden_size),
+        else 2
+        * kept
+        * max(config.vocab_size * config.hidden_size, config.ff_size * config.hidden_size),
         inputs=2 * _INDEX_BYTES * tokens,
         accumulates=accumulation_steps > 1,
     )

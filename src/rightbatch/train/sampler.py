@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from rightbatch.core.plan import Plan
+from rightbatch.core.recipe import examples_in
 from rightbatch.tasks.task import Task
 
 
@@ -80,17 +81,6 @@ class Windows:
         if self.sampler == "shuffle":
             return generator.permutation(self.num_train_examples)
         return generator.integers(self.num_train_examples, size=self.num_train_examples)
-
-
-def examples_in(updates: int, global_batch_size: int, num_train_examples: int) -> int:
-    """Examples of the first updates of a run, each epoch's last one being shorter.
-
-    >>> examples_in(4, global_batch_size=32, num_train_examples=80)  # 32 + 32 + 16 + 32
-    112
-    """
-    updates_per_epoch = -(-num_train_examples // global_batch_size)
-    epochs, rest = divmod(updates, updates_per_epoch)
-    return epochs * num_train_examples + rest * global_batch_size
 
 
 def split_evenly(num_examples: int, micro_batch_size: int) -> tuple[int, ...]:
