@@ -19,9 +19,6 @@ from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from common import save
-
 from rightbatch.fit.allocator_blocks import (
     MIN_BLOCK_BYTES,
     SMALL_BYTES,
@@ -30,6 +27,9 @@ from rightbatch.fit.allocator_blocks import (
     round_size,
 )
 from rightbatch.fit.caching_allocator import CachingAllocator
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from common import save
 
 ALLOC, FREE_REQUESTED, FREE_COMPLETED, SEGMENT_ALLOC, SEGMENT_FREE, SNAPSHOT = range(6)
 DEFAULT = Path(__file__).parents[2] / ".." / "shared" / "cuda_snapshots"
@@ -60,9 +60,9 @@ class Start:
     def build(self, allocator: CachingAllocator) -> dict[int, Block]:
         """Put the state into an allocator; returns the blocks in use by address."""
         blocks: dict[int, Block] = {}
-        for start, (size, small) in sorted(self.segments.items()):
+        for start, (size, known_small) in sorted(self.segments.items()):
             used = sorted(a for a in self.live if start <= a < start + size)
-            small = small or (
+            small = known_small or (
                 size == SMALL_SEGMENT_BYTES and all(self.live[a][1] <= SMALL_BYTES for a in used)
             )
             ends = [*used[1:], start + size][: len(used)]

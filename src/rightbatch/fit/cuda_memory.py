@@ -25,9 +25,8 @@ CONTEXT_BYTES = (300_000_000, 600_000_000)
 """What the driver takes for the CUDA context and the kernels loaded so far, least and most seen."""
 
 # What runs on cuBLAS, whose workspace is allocated at the first call of a thread on a stream.
-_CUBLAS = frozenset(
-    f"aten.{name}" for name in "mm addmm _addmm_activation bmm baddbmm addbmm mv addmv dot".split()
-)
+_PRODUCTS = ("mm", "addmm", "_addmm_activation", "bmm", "baddbmm", "addbmm", "mv", "addmv", "dot")
+_CUBLAS = frozenset(f"aten.{name}" for name in _PRODUCTS)
 
 
 class Change(NamedTuple):

@@ -13,21 +13,26 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_iter, tree_map
 
 from rightbatch.measure.memory.cuda_dispatch import operators_at, overload, without_autocast
 
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 # lower_precision_fp
-LOWER = frozenset(
+LOWER = _names(
     """_convolution _convolution.deprecated conv1d conv2d conv3d conv_tbc conv_transpose1d
     conv_transpose2d.input conv_transpose3d.input convolution prelu addmm addmv addr matmul einsum mm
     mv linalg_vecdot linear addbmm baddbmm bmm chain_matmul linalg_multi_dot _thnn_fused_lstm_cell
     _thnn_fused_gru_cell lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell
     _scaled_dot_product_flash_attention scaled_dot_product_attention cudnn_convolution
-    cudnn_convolution_transpose""".split()
+    cudnn_convolution_transpose"""
 )
 # fp32, and fp32_append_dtype for the two norms
-RAISE = frozenset(
+RAISE = _names(
     """acos asin cosh erfinv exp expm1 log log10 log2 log1p reciprocal rsqrt sinh tan pow.Tensor_Scalar
     pow.Tensor_Tensor pow.Scalar softplus layer_norm native_layer_norm rms_norm group_norm
     frobenius_norm.dim nuclear_norm nuclear_norm.dim cosine_similarity poisson_nll_loss
@@ -37,16 +42,16 @@ RAISE = frozenset(
     logsumexp upsample_nearest1d _upsample_nearest_exact1d upsample_nearest2d
     _upsample_nearest_exact2d upsample_nearest3d _upsample_nearest_exact3d upsample_linear1d
     upsample_bilinear2d _upsample_bilinear2d_aa upsample_trilinear3d upsample_bicubic2d
-    _upsample_bicubic2d_aa norm.Scalar norm.ScalarOpt_dim""".split()
+    _upsample_bicubic2d_aa norm.Scalar norm.ScalarOpt_dim"""
 )
 # fp32_set_opt_dtype
-RAISE_BY_DTYPE = frozenset(
+RAISE_BY_DTYPE = _names(
     """prod prod.dim_int softmax.int log_softmax.int cumprod cumsum linalg_vector_norm
-    linalg_matrix_norm linalg_matrix_norm.str_ord sum sum.dim_IntList""".split()
+    linalg_matrix_norm linalg_matrix_norm.str_ord sum sum.dim_IntList"""
 )
 # promote
-PROMOTE = frozenset(
-    "addcdiv addcmul atan2 bilinear cross dot vdot grid_sampler index_put tensordot scatter_add".split()
+PROMOTE = _names(
+    "addcdiv addcmul atan2 bilinear cross dot vdot grid_sampler index_put tensordot scatter_add"
 )
 _PROMOTED_ANYWAY = frozenset({"cat", "stack", "index_copy"})  # by CPU's list, and on CUDA by the kernel
 
@@ -133,9 +138,7 @@ def _promote(operator: Any) -> Callable[..., Any]:
 
     def kernel(*args: Any, **kwargs: Any) -> Any:
         with without_autocast():
-            tensors: list[Tensor] = []
-            tree_map(lambda v: tensors.append(v) if _castable(v) else None, (args, kwargs))
-            if any(tensor.dtype is torch.float32 for tensor in tensors):
+            if any(_castable(v) and v.dtype is torch.float32 for v in tree_iter((args, kwargs))):
                 args, kwargs = tree_map(_to_fp32, (args, kwargs))
             return operator(*args, **kwargs)
 
@@ -143,7 +146,7 @@ def _promote(operator: Any) -> Callable[..., Any]:
 
 
 def _pass_through(operator: Any) -> Callable[..., Any]:
-    """Undo what only CPU's list does; the operators that a composite one calls are cast by themselves."""
+    """Undo what only CPU's list does; what a composite operator calls is cast by itself."""
 
     def kernel(*args: Any, **kwargs: Any) -> Any:
         if (composed := operator.decompose(*args, **kwargs)) is not NotImplemented:

@@ -21,7 +21,7 @@ AUTOCAST, AUTOGRAD = "AutocastCPU", "AutogradCPU"
 
 @contextmanager
 def kernels(key: str, table: Mapping[str, Callable[..., Any]]) -> Generator[None]:
-    """Register functions for operators such as ``softmax.int`` at a dispatch key, and take them back."""
+    """Answer operators such as ``softmax.int`` by functions at a dispatch key, for a while."""
     library = Library("aten", "IMPL")
     try:
         with warnings.catch_warnings():
@@ -36,7 +36,7 @@ def kernels(key: str, table: Mapping[str, Callable[..., Any]]) -> Generator[None
 
 def operators_at(key: str) -> frozenset[str]:
     """Names of the ``aten`` operators that have a kernel at a dispatch key."""
-    dispatch: Any = torch._C
+    dispatch: Any = torch._C  # pyright: ignore[reportPrivateUsage]
     return frozenset(
         name.removeprefix("aten::")
         for name in dispatch._dispatch_get_all_op_names()
@@ -52,7 +52,7 @@ def overload(name: str) -> Any:
 
 def without_autocast() -> AbstractContextManager[Any]:
     """Leave autocast out of every operator called inside."""
-    dispatch: Any = torch._C
+    dispatch: Any = torch._C  # pyright: ignore[reportPrivateUsage]
     return dispatch._ExcludeDispatchKeyGuard(dispatch.DispatchKeySet(dispatch.DispatchKey.AutocastCPU))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -76,7 +76,7 @@ class CudaOperators:
         return math(*qkv, attn_mask, dropout_p, is_causal, None, **options)[0]
 
     def lstm(self, x: Tensor, hx: list[Tensor], *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """cuDNN's LSTM; with ``proj_size`` the output is narrower than the cell."""
+        """LSTM of cuDNN; with ``proj_size`` the output is narrower than the cell."""
         return self._rnn(4, x, hx[0], hx[1].shape[-1], rest)
 
     def _rnn_of(self, num_gates: int) -> Callable[..., tuple[Tensor, Tensor]]:
@@ -96,9 +96,9 @@ class CudaOperators:
         if dropout and train:
             per_step += (num_layers - 1) * directions * width
         steps = x.shape[0] * x.shape[1]
-        note = "cuDNN does not document what a recurrent layer saves: gates, state and its tanh are assumed"
-        self.notes[note] = None
-        return _CudnnRNN.apply(x, hidden, per_step * steps, batch_first, directions, width, *weights)
+        self.notes["what cuDNN saves of a recurrent layer is assumed: gates, state and its tanh"] = None
+        plan = _RnnPlan(per_step * steps, batch_first, directions, width)
+        return _CudnnRNN.apply(x, hidden, plan, *weights)
 
 
 def choose_attention(
@@ -181,27 +181,31 @@ class _FusedRmsNorm(torch.autograd.Function):
         return torch.empty_like(x), None if weight is None else torch.empty_like(weight), None
 
 
+class _RnnPlan(NamedTuple):
+    """How a recurrent layer runs."""
+
+    reserve_elements: int
+    """What forward saves for backward."""
+    batch_first: bool
+    directions: int
+    width: int
+    """Of the cell."""
+
+
 class _CudnnRNN(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        hidden: Tensor,
-        reserve_elements: int,
-        batch_first: bool,
-        directions: int,
-        width: int,
-        *weights: Tensor,
+        ctx: Any, x: Tensor, hidden: Tensor, plan: _RnnPlan, *weights: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        steps_first = x.transpose(0, 1).contiguous() if batch_first else x
-        output = x.new_empty((*steps_first.shape[:2], hidden.shape[-1] * directions))
-        last, cell = torch.empty_like(hidden), hidden.new_empty((*hidden.shape[:2], width))
-        reserve = x.new_empty(reserve_elements)
+        steps_first = x.transpose(0, 1).contiguous() if plan.batch_first else x
+        output = x.new_empty((*steps_first.shape[:2], hidden.shape[-1] * plan.directions))
+        last, cell = torch.empty_like(hidden), hidden.new_empty((*hidden.shape[:2], plan.width))
+        reserve = x.new_empty(plan.reserve_elements)
         same_type = all(weight.dtype is x.dtype for weight in weights)
         flat = None if same_type else x.new_empty(sum(weight.numel() for weight in weights))
-        ctx.batch_first = batch_first
+        ctx.batch_first = plan.batch_first
         ctx.save_for_backward(x, hidden, output, reserve, flat, *weights)
-        return output.transpose(0, 1) if batch_first else output, last, cell
+        return output.transpose(0, 1) if plan.batch_first else output, last, cell
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -214,4 +218,4 @@ class _CudnnRNN(torch.autograd.Function):
         pieces = flat.split([weight.numel() for weight in weights])
         views = (p.view(w.shape).to(w.dtype) for p, w in zip(pieces, weights, strict=True))
         along = gradient.transpose(0, 1) if ctx.batch_first else gradient
-        return along, torch.empty_like(hidden), None, None, None, None, *views
+        return along, torch.empty_like(hidden), None, *views

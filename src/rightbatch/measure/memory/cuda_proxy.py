@@ -133,8 +133,8 @@ class _CudaNamesCpu(TorchFunctionMode):
         if func is Tensor.backward and len(args) == 1 and not kwargs:
             with self:  # left while a torch function runs: recomputation in backward needs it too
                 return torch.autograd.backward(args[0])
-        args, kwargs = tree_map(_on_cpu, (args, kwargs or {}))
-        return func(*args, **kwargs)
+        args, named = tree_map(_on_cpu, (args, kwargs or {}))
+        return func(*args, **named)
 
 
 def _on_cpu(value: Any) -> Any:

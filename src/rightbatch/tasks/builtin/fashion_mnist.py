@@ -79,7 +79,7 @@ def build_resnet() -> nn.Module:
 
 
 def fashion_mnist() -> Task:
-    """A small residual net and SGD with momentum, to 88 % validation accuracy."""
+    """A small residual net and SGD with momentum, to 87 % validation accuracy."""
     return Task(
         name="fashion-mnist",
         model=build_resnet,
@@ -88,7 +88,7 @@ def fashion_mnist() -> Task:
         loss=cross_entropy,
         evaluate=accuracy,
         recipe=Recipe(
-            optimizer="sgd", lr=0.05, momentum=0.9, batch_size=32, epochs=5, weight_decay=5e-4
+            optimizer="sgd", lr=0.01, momentum=0.9, batch_size=32, epochs=5, weight_decay=5e-4
         ),
-        target=Target("accuracy", 0.88),
+        target=Target("accuracy", 0.87),
     )
