@@ -2,10 +2,12 @@
 
 The model is the public "medium" transformer of Stanford's CS336, assignment 2: 24 pre-norm layers of
 width 1024 with 16 heads, SwiGLU of 4096, RMSNorm, rotary positions, no biases, untied embeddings of
-10,000 words, and attention, softmax and loss written out in elementary operators. Four sequences a
-step, AdamW. The recorded peaks are those of ``torch.cuda.memory._snapshot()`` (torch 2.11, cu128). Not a blind test: which operators attention,
-optimizer and loss are written in, in which order, and that the loop holds its logits, was settled by
-comparing the order of allocation sizes with the recording.
+10,000 words, and attention, softmax, loss and AdamW written out in elementary operators. Four
+sequences a step. The recorded peaks are those of ``torch.cuda.memory._snapshot()`` (torch 2.11,
+cu128).
+
+Not a blind test: which operators things are written in, in which order, and that the loop holds its
+logits, was settled by comparing the order of allocation sizes with the recordings.
 
     python benchmarks/memory/cuda_end_to_end.py
 """
@@ -31,7 +33,7 @@ from common import save
 
 MIB = 1 << 20
 VOCABULARY, WIDTH, LAYERS, HEADS, INNER, BATCH = 10_000, 1024, 24, 16, 4096, 4
-# context, precision, requested bytes and reserved bytes at the peak of the recorded steps
+# context, precision, requested and reserved bytes at the peak of the recorded steps
 RECORDED = (
     (128, "fp32", 7_013_335_044, 6900 * MIB),
     (1024, "bf16", 24_207_167_496, 24_012 * MIB),
@@ -80,16 +82,15 @@ class Attention(nn.Module):
     def __init__(self, rotary: Rotary) -> None:
         super().__init__()
         self.q, self.k, self.v, self.out = (Linear(WIDTH, WIDTH) for _ in range(4))
-        self.rotary = rotary
+        self.rotary, self.heads = rotary, (HEADS, WIDTH // HEADS)
 
     def forward(self, x: Tensor) -> Tensor:
-        heads = (HEADS, WIDTH // HEADS)
         parts = self.q(x), self.k(x), self.v(x)
-        q, k, v = (part.unflatten(-1, heads).transpose(1, 2) for part in parts)
+        q, k, v = (part.unflatten(-1, self.heads).transpose(1, 2) for part in parts)
         q, k = self.rotary(q), self.rotary(k)
         order = torch.arange(x.shape[1], device=x.device)
         visible = order[:, None] >= order
-        scores = torch.einsum("bhqd,bhkd->bhqk", q, k) / heads[1] ** 0.5
+        scores = torch.einsum("bhqd,bhkd->bhqk", q, k) / self.heads[1] ** 0.5
         scores = torch.where(visible, scores, float("-inf"))
         mixed = torch.einsum("bhqk,bhkd->bhqd", softmax(scores), v)
         return self.out(mixed.transpose(1, 2).flatten(-2))
@@ -186,7 +187,7 @@ def compare(context: int, precision: str, peak: int, reserved: int) -> dict[str,
         "events": len(trace.delta_bytes),
         "requested_bytes": {"recorded": peak, "predicted": predicted.requested_bytes},
         "requested_error": round(predicted.requested_bytes / peak - 1, 6),
-        # The recorded process held ten more batches' worth of token indices, and its loss.
+        # The recorded process held ten more tensors of token indices, and its loss.
         "difference_without_token_indices_bytes": predicted.requested_bytes
         + 10 * BATCH * context * 8
         - peak,

@@ -39,9 +39,11 @@ class Layer(nn.Module):
         c, self.config, self.flash = config, config, flash
         norm = RMSNorm if c.gated else nn.LayerNorm
         self.norm1, self.norm2 = norm(c.hidden_size), norm(c.hidden_size)
-        self.q = nn.Linear(c.hidden_size, c.query_size, bias=c.qkv_bias)
-        self.k = nn.Linear(c.hidden_size, c.kv_size, bias=c.qkv_bias)
-        self.v = nn.Linear(c.hidden_size, c.kv_size, bias=c.qkv_bias)
+        widths = [c.query_size, c.kv_size, c.kv_size]
+        self.qkv = nn.ModuleList(
+            nn.Linear(c.hidden_size, width, bias=c.qkv_bias)
+            for width in ([sum(widths)] if c.fused_qkv else widths)
+        )
         self.o = nn.Linear(c.query_size, c.hidden_size, bias=c.output_bias)
         self.up = nn.Linear(c.hidden_size, c.ff_size, bias=c.mlp_bias)
         self.gate = nn.Linear(c.hidden_size, c.ff_size, bias=c.mlp_bias) if c.gated else None
@@ -50,17 +52,19 @@ class Layer(nn.Module):
     def attend(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         c = self.config
         batch, length, _ = x.shape
-        q, k, v = (
-            part(x).view(batch, length, -1, c.head_size).transpose(1, 2)
-            for part in (self.q, self.k, self.v)
-        )
+        parts = [linear(x) for linear in self.qkv]
+        if c.fused_qkv:
+            parts = parts[0].split([c.query_size, c.kv_size, c.kv_size], dim=2)
+        q, k, v = (part.view(batch, length, -1, c.head_size).transpose(1, 2) for part in parts)
         if c.gated:
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         groups = c.num_heads // c.num_kv_heads
-        if self.flash:
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=c.causal, enable_gqa=groups > 1)
-        else:
+        if not self.flash or q.dtype == torch.float32:  # no fused kernel shares keys in fp32
             k, v = (repeat(part, groups) for part in (k, v))
+        if self.flash:
+            shared = k.shape[1] < q.shape[1]
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=c.causal, enable_gqa=shared)
+        else:
             scores = q @ k.transpose(2, 3) / math.sqrt(c.head_size)
             if c.causal:
                 scores = scores + torch.full((length, length), -1e4, dtype=scores.dtype).triu(1)
@@ -68,7 +72,9 @@ class Layer(nn.Module):
                 weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
             else:
                 weights = F.softmax(scores, dim=-1)
-            y = F.dropout(weights, c.attention_dropout) @ v
+            if c.attention_dropout:
+                weights = F.dropout(weights, c.attention_dropout)
+            y = weights @ v
         return self.drop(self.o(y.transpose(1, 2).reshape(batch, length, -1)))
 
     def drop(self, x: Tensor) -> Tensor:
@@ -130,7 +136,7 @@ class Model(nn.Module):
 
 def loss(model: nn.Module, batch: Any) -> rb.Loss:
     ids, labels = batch
-    logits = model(ids)
+    logits = model(ids).float()
     total = F.cross_entropy(logits.view(-1, logits.shape[-1]), labels.view(-1), reduction="sum")
     return rb.Loss(total, labels.numel())
 

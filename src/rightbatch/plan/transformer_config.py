@@ -78,6 +78,8 @@ class TransformerConfig:
     output_bias: bool = True
     mlp_bias: bool = True
     qk_norm: bool = False
+    fused_qkv: bool = False
+    """Whether queries, keys and values come from one matrix."""
     causal: bool = True
     tied: bool = False
     """Whether the output layer shares the embedding's weights."""
@@ -117,7 +119,7 @@ class TransformerConfig:
         return self.num_kv_heads * self.head_size
 
     @property
-    def linear_weights(self) -> int:
+    def layer_weights(self) -> int:
         """Weights of one layer's matrices, without biases."""
         attention = self.hidden_size * (2 * self.query_size + 2 * self.kv_size)
         return attention + (3 if self.gated else 2) * self.hidden_size * self.ff_size
@@ -143,12 +145,12 @@ def read_transformer_config(source: Path | str | Mapping[str, Any]) -> Transform
         raise InvalidInputError(f"model_type {family!r}", need=need, hint=hint)
     names = _NAMES[family]
     _refuse_unknown_sizes(values, family)
-    shape = {
+    shape: dict[str, Any] = {
         field: _number(values, name, family)
         for field, name in names.items()
         if field != "activation" and (name in values or "dropout" not in field)
     }
-    hidden, heads = int(shape["hidden_size"]), int(shape["num_heads"])
+    hidden, heads = shape["hidden_size"], shape["num_heads"]
     options: dict[str, Any] = {
         "activation": values.get(names["activation"], "silu" if family in _GATED else "gelu_new"),
         "num_kv_heads": heads,
@@ -159,7 +161,7 @@ def read_transformer_config(source: Path | str | Mapping[str, Any]) -> Transform
     if family in _GATED:
         options |= _gated_options(values, family, options)
     elif family == "gpt2":
-        options["ff_size"] = values.get("n_inner") or 4 * hidden
+        options |= {"ff_size": values.get("n_inner") or 4 * hidden, "fused_qkv": True}
     else:
         options |= {"causal": False}
     if "head_dim" not in values and hidden % max(heads, 1):
@@ -181,7 +183,7 @@ def count_parameters(config: TransformerConfig) -> dict[str, int]:
     h, norm = config.hidden_size, config.hidden_size * (1 if config.gated else 2)
     biases = config.qkv_bias * (config.query_size + 2 * config.kv_size) + config.output_bias * h
     biases += config.mlp_bias * (h + (2 if config.gated else 1) * config.ff_size)
-    layer = config.linear_weights + biases + 2 * norm + config.qk_norm * 2 * config.head_size
+    layer = config.layer_weights + biases + 2 * norm + config.qk_norm * 2 * config.head_size
     rows = config.vocab_size + config.positions + config.token_types
     head = 0
     if config.head == "language_model":
@@ -214,8 +216,14 @@ def _load(path: Path) -> Mapping[str, Any]:
 
 
 def _number(values: Mapping[str, Any], name: str, family: str) -> int | float:
+    """A size as an integer, a dropout rate as any number.
+
+    Raises:
+        InvalidInputError: it is missing or something else.
+    """
     value = values.get(name)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    kinds = (int, float) if "drop" in name else int
+    if isinstance(value, bool) or not isinstance(value, kinds):
         found = f"no {name}" if value is None else f"{name} = {value!r}"
         need = f"the number {name} of a {family} config"
         raise InvalidInputError(found, need=need, hint=f'add "{name}": ...')

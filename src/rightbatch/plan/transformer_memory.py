@@ -34,6 +34,10 @@ class TransformerMemory:
     parameters: int
     """Weights, at the precision they are kept in."""
     gradients: int
+    first_gradients: int
+    """Of them, those of the output layer, which are born first."""
+    last_gradients: int
+    """Of them, those of the first layer and what comes before it, which are born last."""
     optimizer_state: int
     averages: int
     """Averaged weights."""
@@ -42,15 +46,15 @@ class TransformerMemory:
     casts: int
     """16-bit copies of fp32 weights, held from forward to backward."""
     layer_activations: int
-    """What one layer keeps for backward."""
+    """What one layer needs for its backward."""
     activations: int
-    """All layers, the embedding and the last norm, as far as they are kept."""
+    """What all layers, the embedding and the last norm keep from forward to backward."""
     recomputed: int
-    """Activations of the layer that is recomputed, with checkpointing."""
+    """``layer_activations`` with checkpointing, where they come on top; else 0."""
+    layer_temporaries: int
+    """What backward of one layer adds to its activations."""
     logits: int
-    """Outputs over the vocabulary with their gradients."""
-    backward_temporaries: int
-    """Gradients of activations inside one layer."""
+    """Log-probabilities over the vocabulary, with gradients."""
     optimizer_temporaries: int
     inputs: int
     accumulates: bool
@@ -58,15 +62,19 @@ class TransformerMemory:
 
     @property
     def fixed_bytes(self) -> int:
-        """What does not depend on the batch and always lives."""
+        """What always lives, whatever the batch."""
         return self.parameters + self.optimizer_state + self.averages + self.buckets
 
     @property
     def backward_bytes(self) -> int:
-        """Live at the largest instant of forward and backward."""
-        kept = self.fixed_bytes + self.inputs + self.casts + self.activations
-        kept += self.gradients if self.accumulates else 0
-        return kept + max(self.logits, self.recomputed + self.backward_temporaries)
+        """Live at the largest instant of backward: the loss, the last layer, or the first."""
+        born = self.gradients if self.accumulates else 0
+        at_loss = self.casts + self.activations + self.logits + born
+        layer = self.recomputed + self.layer_temporaries
+        at_last = self.casts + self.activations + layer + max(born, self.first_gradients)
+        at_first = self.layer_activations + self.layer_temporaries
+        at_first += max(born, self.gradients - self.last_gradients)
+        return self.fixed_bytes + self.inputs + max(at_loss, at_last, at_first)
 
     @property
     def optimizer_bytes(self) -> int:
@@ -75,16 +83,16 @@ class TransformerMemory:
 
     @property
     def peak_bytes(self) -> int:
-        """The larger of both instants."""
+        """The larger of both."""
         return max(self.backward_bytes, self.optimizer_bytes)
 
     @property
     def peak_at(self) -> Literal["backward", "optimizer"]:
         """Which of both it is."""
-        return "backward" if self.backward_bytes >= self.optimizer_bytes else "optimizer"
+        return "backward" if self.backward_bytes > self.optimizer_bytes else "optimizer"
 
 
-def estimate_transformer_memory(
+def estimate_transformer_memory(  # noqa: PLR0913 - each changes the sum, and all but two have defaults
     config: TransformerConfig,
     *,
     batch_size: int,
@@ -122,40 +130,50 @@ def estimate_transformer_memory(
     _check(config, batch_size, sequence_length, optimizer, precision)
     _check_counts(accumulation_steps=accumulation_steps, num_replicas=num_replicas)
     tokens = batch_size * sequence_length
-    parts = count_parameters(config)
     kept = 2 if precision == "bf16-pure" else 4
+    parts = count_parameters(config)
     weights = kept * sum(parts.values())
-    layer = tokens * _layer_bytes_per_token(config, sequence_length, precision, flash_attention)
-    boundary = tokens * kept * config.hidden_size
+    vocabulary = config.vocab_size * config.hidden_size
     has_logits = config.head == "language_model"
+    attention, mlp = _layer_bytes_per_token(config, sequence_length, precision, flash_attention)
+    mlp_added, scores_added = _added_bytes_per_token(
+        config, sequence_length, precision, flash_attention
+    )
+    layer = tokens * (attention + mlp)
+    boundary = tokens * kept * config.hidden_size
     casts = 0
     if precision == "bf16":
-        casts = 2 * (
-            config.num_layers * config.linear_weights
-            + has_logits * config.vocab_size * config.hidden_size
-        )
+        num_layers = 1 if checkpointing else config.num_layers
+        casts = 2 * (num_layers * config.layer_weights + has_logits * vocabulary)
     return TransformerMemory(
         parameters=weights,
         gradients=weights,
+        first_gradients=has_logits * kept * vocabulary,
+        last_gradients=kept
+        * (
+            parts["layers"] // config.num_layers
+            + parts["embeddings"]
+            - (has_logits and config.tied) * vocabulary
+        ),
         optimizer_state=OPTIMIZER_STATES[optimizer] * weights,
-        averages=weights if averaged else 0,
-        buckets=weights if num_replicas > 1 else 0,
+        averages=averaged * weights,
+        buckets=(num_replicas > 1) * weights,
         casts=casts,
         layer_activations=layer,
         activations=config.num_layers * (boundary if checkpointing else layer)
         + tokens * _end_bytes_per_token(config, precision),
-        recomputed=layer if checkpointing else 0,
-        logits=_LOGIT_COPIES * 4 * tokens * config.vocab_size if has_logits else 0,
-        backward_temporaries=tokens
-        * _temporary_bytes_per_token(config, sequence_length, precision, flash_attention),
-        optimizer_temporaries=weights
-        if foreach
-        else 2
-        * kept
-        * max(config.vocab_size * config.hidden_size, config.ff_size * config.hidden_size),
+        recomputed=checkpointing * layer,
+        # The MLP goes first and gives its activations back before the scores get their gradients.
+        layer_temporaries=tokens * max(mlp_added, scores_added - mlp),
+        logits=has_logits * _LOGIT_COPIES * 4 * tokens * config.vocab_size,
+        optimizer_temporaries=weights if foreach else 2 * kept * _largest_matrix(config),
         inputs=2 * _INDEX_BYTES * tokens,
         accumulates=accumulation_steps > 1,
     )
+
+
+def _largest_matrix(config: TransformerConfig) -> int:
+    return config.hidden_size * max(config.vocab_size, config.ff_size, config.query_size)
 
 
 def _sizes(precision: Precision) -> tuple[int, int]:
@@ -175,36 +193,41 @@ def _norm_bytes_per_token(width: int, config: TransformerConfig, precision: Prec
 
 def _layer_bytes_per_token(
     config: TransformerConfig, sequence_length: int, precision: Precision, flash: bool
-) -> int:
-    """Bytes that one layer keeps for backward, per token."""
+) -> tuple[int, int]:
+    """Bytes that attention and MLP of one layer keep for backward, per token, norms included."""
     e, _ = _sizes(precision)
     h, query, kv = config.hidden_size, config.query_size, config.kv_size
+    norm = _norm_bytes_per_token(h, config, precision)
     mask = _MASK_BYTES * h if config.dropout else 0
-    scores = config.num_heads * sequence_length
-    total = 2 * _norm_bytes_per_token(h, config, precision)
-    total += e * h  # input of the query, key and value matrices
+    # Autocast converts the input afresh for each matrix.
+    copies = 1 if precision != "bf16" or config.fused_qkv else 3
+    attention = norm + copies * e * h + e * query + mask
+    # Only 16-bit kernels share keys and values among query heads; elsewhere they are repeated.
+    attention += e * (query + 2 * (kv if flash and e == 2 else query))
     if config.qk_norm:
-        total += _norm_bytes_per_token(query + kv, config, precision)
+        attention += _norm_bytes_per_token(query + kv, config, precision)
     if flash:
-        total += e * (query + 2 * kv) + 4 * config.num_heads  # and one logarithm per row
+        attention += 4 * config.num_heads  # one logarithm per row of scores
     else:
-        total += 3 * e * query  # keys and values are repeated for every query head
-        total += scores * _score_bytes(config, precision)
-    total += e * query + mask  # input of the output matrix
-    total += e * h  # input of the MLP
-    # Gated: gate, its activation, the other half, their product; else: what the activation keeps
+        attention += config.num_heads * sequence_length * _score_bytes(config, precision)
+    # Gated: gate, its activation, the other half, their product. Else: what the activation keeps,
     # and its output.
-    total += e * config.ff_size * (4 if config.gated else ACTIVATIONS[config.activation] + 1)
-    return total + mask
+    tensors = 4 if config.gated else ACTIVATIONS[config.activation] + 1
+    copies = 2 if precision == "bf16" and config.gated else 1
+    return attention, norm + copies * e * h + tensors * e * config.ff_size + mask
 
 
 def _score_bytes(config: TransformerConfig, precision: Precision) -> int:
-    """Bytes kept per attention score: probabilities, and with dropout its mask and result."""
+    """Bytes kept per attention score."""
+    return sum(_probability_bytes(config, precision)) + bool(config.attention_dropout) * _MASK_BYTES
+
+
+def _probability_bytes(config: TransformerConfig, precision: Precision) -> tuple[int, int]:
+    """Of a softmax's result, and of the copy that is multiplied with the values, if there is one."""
     e, _ = _sizes(precision)
-    softmax_in_fp32 = precision == "bf16" or config.gated
-    probabilities = 4 if softmax_in_fp32 else e
-    multiplied = e if config.attention_dropout or probabilities != e else 0
-    return probabilities + multiplied + (_MASK_BYTES if config.attention_dropout else 0)
+    # Autocast computes a softmax in fp32, and so do models of the Llama kind by themselves.
+    result = 4 if precision == "bf16" or config.gated else e
+    return result, e if config.attention_dropout or result != e else 0
 
 
 def _end_bytes_per_token(config: TransformerConfig, precision: Precision) -> int:
@@ -220,14 +243,17 @@ def _end_bytes_per_token(config: TransformerConfig, precision: Precision) -> int
     return total
 
 
-def _temporary_bytes_per_token(
+def _added_bytes_per_token(
     config: TransformerConfig, sequence_length: int, precision: Precision, flash: bool
-) -> int:
-    """Gradients that live together inside one layer: of the MLP's width, or of the scores."""
+) -> tuple[int, int]:
+    """What gradients in the MLP, and at the scores, add to the activations that still live."""
     e, residual = _sizes(precision)
-    mlp = e * config.ff_size * (3 if config.gated else 2)
-    scores = 0 if flash else 2 * e * config.num_heads * sequence_length
-    return residual * config.hidden_size + max(mlp, scores)
+    stream = residual * config.hidden_size
+    mlp = stream + e * config.ff_size * (2 if config.gated else 1)
+    if flash:
+        return mlp, 0
+    probabilities, multiplied = _probability_bytes(config, precision)
+    return mlp, stream + (2 * probabilities - multiplied) * config.num_heads * sequence_length
 
 
 def _check_counts(**counts: int) -> None:

@@ -130,10 +130,10 @@ class _CudaNamesCpu(TorchFunctionMode):
         """Run the function with device names replaced."""
         if func is Tensor.cuda:
             return args[0]
-        if func is Tensor.backward and len(args) == 1 and not kwargs:
-            with self:  # left while a torch function runs: recomputation in backward needs it too
-                return torch.autograd.backward(args[0])
         args, named = tree_map(_on_cpu, (args, kwargs or {}))
+        if func is Tensor.backward:  # a mode is off inside its function: recomputation needs it on
+            with self:
+                return torch.autograd.backward(*args, named.pop("gradient", None), **named)
         return func(*args, **named)
 
 
