@@ -20,6 +20,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import rightbatch as rb
+from common import save
 from rightbatch.core.plan import Plan
 from rightbatch.tasks.build import build_model, build_optimizer
 from rightbatch.tasks.task import Task
@@ -53,8 +54,8 @@ def loop_seconds(task: Task) -> float:
 
 def main() -> None:
     torch.set_num_threads(1)
-    print("| task | bare, ms | rightbatch, ms | ratio | 95 % interval |\n|---|---|---|---|---|")
-    for name in sys.argv[1:]:
+    rows: list[dict[str, object]] = []
+    for name in sys.argv[1:] or ["digits", "digits-cnn", "fashion-mnist"]:
         task = rb.load_task(name)
         pairs: list[tuple[float, float]] = []
         for turn in range(ROUNDS + 1):
@@ -68,7 +69,10 @@ def main() -> None:
         draws = np.random.default_rng(0).choice(ratios, (2000, len(ratios)))
         low, high = np.quantile(np.median(draws, axis=1), [0.025, 0.975])
         bare, ours = (statistics.median(values) / UPDATES * 1e3 for values in zip(*pairs, strict=True))
-        print(f"| {name} | {bare:.3f} | {ours:.3f} | {np.median(ratios):.3f} | {low:.3f}-{high:.3f} |")
+        row = {"task": name, "bare_milliseconds": bare, "rightbatch_milliseconds": ours}
+        row |= {"ratio": float(np.median(ratios)), "low": float(low), "high": float(high)}
+        rows.append({key: v if isinstance(v, str) else round(v, 4) for key, v in row.items()})
+    save("train_overhead", {"rounds": ROUNDS, "updates": UPDATES, "level": 0.95, "rows": rows})
 
 
 if __name__ == "__main__":
