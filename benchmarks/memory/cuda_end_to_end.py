@@ -65,6 +65,7 @@ class Rotary(nn.Module):
         super().__init__()
         size = WIDTH // HEADS
         angles = torch.outer(torch.arange(context), 10_000.0 ** -(torch.arange(0, size, 2) / size))
+        self.cache: Tensor
         self.register_buffer("cache", torch.stack((angles.cos(), angles.sin())), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 import rightbatch as rb
+from rightbatch.fit.allocator_blocks import Block
+from rightbatch.fit.caching_allocator import CachingAllocator
 from rightbatch.fit.cuda_memory import predict_cuda_memory
 from rightbatch.measure.memory.cuda_proxy import trace_cuda
 from rightbatch.tasks.build import build_model, build_optimizer, collate, to_device
@@ -24,7 +27,7 @@ pytestmark = [
 BATCH, LENGTH, WORDS = 8, 256, 2000
 
 
-class Block(nn.Module):
+class Layer(nn.Module):
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
@@ -41,7 +44,7 @@ class Block(nn.Module):
 
 def transformer(dropout: float = 0.0) -> Callable[[], nn.Module]:
     return lambda: nn.Sequential(
-        nn.Embedding(WORDS, 512), *(Block(512, dropout) for _ in range(6)), nn.Linear(512, WORDS)
+        nn.Embedding(WORDS, 512), *(Layer(512, dropout) for _ in range(6)), nn.Linear(512, WORDS)
     )
 
 
@@ -68,15 +71,19 @@ def task(name: str, model: Callable[[], nn.Module], precision: Any, loss: Any = 
     else:
         data = TensorDataset(torch.zeros(BATCH, LENGTH + 1, dtype=torch.long))
     recipe = rb.Recipe(optimizer="adamw", lr=1e-4, batch_size=BATCH, steps=2, precision=precision)
-    return rb.Task(
-        name=name, model=model, train_data=data, valid_data=None, loss=loss, recipe=recipe
-    )
+    return rb.Task(name=name, model=model, train_data=data, valid_data=None, loss=loss, recipe=recipe)
+
+
+def clear_workspaces() -> None:
+    """Drop what cuBLAS keeps between runs, so that each pays for its own."""
+    bindings: Any = torch._C  # pyright: ignore[reportPrivateUsage]
+    bindings._cuda_clearCublasWorkspaces()
+    torch.cuda.empty_cache()
 
 
 def run_on_device(subject: rb.Task) -> tuple[int, int, int]:
     """Requested, allocated and reserved peak of two real steps, by the allocator's own statistics."""
-    torch.cuda.empty_cache()
-    torch._C._cuda_clearCublasWorkspaces()
+    clear_workspaces()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_stats()
     model = build_model(subject, "cuda")
@@ -131,3 +138,59 @@ def test_two_small_sizes_predict_a_larger_one() -> None:
     predicted = predict_cuda_memory(traces, BATCH, capability=capability)
     _, allocated, _ = run_on_device(subject)
     assert predicted.allocated_bytes == pytest.approx(allocated, rel=0.02)
+
+
+def continue_from(state: Any, allocator: CachingAllocator) -> dict[int, Block]:
+    """Put recorded segments into an allocator; returns the blocks in use by address."""
+    found: dict[int, Block] = {}
+    for segment in state["segments"]:
+        used: list[tuple[int, int, int]] = [
+            (block["address"], block["size"], block["requested_size"])
+            for block in segment["blocks"]
+            if block["state"] != "inactive"
+        ]
+        small = segment["segment_type"] == "small"
+        made = allocator.add_segment(
+            segment["address"],
+            segment["total_size"],
+            used,
+            small=small,
+            stream=segment["stream"],
+        )
+        found |= {block.address: block for block in made}
+    return found
+
+
+def follow(before: Any, events: list[Any]) -> tuple[int, int, int]:
+    """Replay recorded events; returns allocations, those at the same address, reserved bytes."""
+    new_segments = deque(e["addr"] for e in events if e["action"] == "segment_alloc")
+    allocator = CachingAllocator(place=lambda _: new_segments.popleft())
+    blocks = continue_from(before, allocator)
+    total = same = 0
+    for event in events:
+        if event["action"] == "alloc":
+            block = allocator.allocate(event["size"], event["stream"])
+            assert block is not None
+            blocks[event["addr"]] = block
+            total, same = total + 1, same + (block.address == event["addr"])
+        elif event["action"] == "free_completed":
+            allocator.free(blocks.pop(event["addr"]))
+    return total, same, allocator.reserved_bytes
+
+
+def test_every_address_of_a_recorded_run_is_reproduced() -> None:
+    clear_workspaces()
+    memory: Any = torch.cuda.memory
+    before = memory._snapshot()
+    memory._record_memory_history(max_entries=100_000, stacks="python")
+    try:
+        run_on_device(CASES["autocast"][0])
+        after = memory._snapshot()
+    finally:
+        memory._record_memory_history(enabled=None)
+    events = after["device_traces"][torch.cuda.current_device()]
+    assert all(event["action"] != "segment_free" for event in events), "the cache was emptied"
+    total, same, reserved = follow(before, events)
+    assert total > 500
+    assert same == total
+    assert reserved == sum(segment["total_size"] for segment in after["segments"])

@@ -59,7 +59,7 @@ class Layer(nn.Module):
         if c.gated:
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         groups = c.num_heads // c.num_kv_heads
-        if not self.flash or q.dtype == torch.float32:  # no fused kernel shares keys in fp32
+        if not self.flash or v.dtype == torch.float32:  # no fused kernel shares keys in fp32
             k, v = (repeat(part, groups) for part in (k, v))
         if self.flash:
             shared = k.shape[1] < q.shape[1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -58,7 +60,7 @@ def check(allocator: CachingAllocator, live: list[Block]) -> None:
     capacity = allocator.options.capacity_bytes
     assert capacity is None or allocator.reserved_bytes <= capacity
     spans = sorted((block.address, block.address + block.size_bytes) for block in live)
-    assert all(end <= start for (_, end), (start, _) in zip(spans, spans[1:], strict=False))
+    assert all(end <= start for (_, end), (start, _) in pairwise(spans))
 
 
 @settings(deadline=None)

@@ -15,6 +15,7 @@ from unittest.mock import patch
 
 import torch
 from torch.library import Library
+from torch.overrides import TorchFunctionMode
 
 AUTOCAST, AUTOGRAD = "AutocastCPU", "AutogradCPU"
 
@@ -68,4 +69,21 @@ def foreach_on_cpu() -> Generator[None]:
         patch.object(optimizers, name, lambda: devices),
         patch.object(utilities, name, lambda: devices),
     ):
+        yield
+
+
+@contextmanager
+def on_in_backward(mode: TorchFunctionMode) -> Generator[None]:
+    """Keep a mode on while gradients are computed, for what is recomputed there.
+
+    ``backward`` is a torch function, and a mode is off inside the functions that it handles.
+    """
+    name = "_engine_run_backward"
+    run = getattr(torch.autograd, name)
+
+    def run_with_mode(*args: Any, **kwargs: Any) -> Any:
+        with mode:
+            return run(*args, **kwargs)
+
+    with patch.object(torch.autograd, name, run_with_mode):
         yield

@@ -21,7 +21,13 @@ from torch.utils._pytree import tree_map
 from rightbatch.core.samples import MemoryTrace
 from rightbatch.measure.memory import compat
 from rightbatch.measure.memory.cuda_autocast import CudaAutocast
-from rightbatch.measure.memory.cuda_dispatch import AUTOCAST, AUTOGRAD, foreach_on_cpu, kernels
+from rightbatch.measure.memory.cuda_dispatch import (
+    AUTOCAST,
+    AUTOGRAD,
+    foreach_on_cpu,
+    kernels,
+    on_in_backward,
+)
 from rightbatch.measure.memory.cuda_operators import CudaOperators
 from rightbatch.measure.memory.fake import StorageObserver
 from rightbatch.measure.memory.steps import (
@@ -100,7 +106,8 @@ def cuda_paths(operators: CudaOperators) -> Generator[None]:
         stack.enter_context(
             patch.object(torch.autocast, "__init__", _autocast_on_cpu(torch.autocast.__init__))
         )
-        stack.enter_context(_CudaNamesCpu())
+        stack.enter_context(names := _CudaNamesCpu())
+        stack.enter_context(on_in_backward(names))
         yield
 
 
@@ -131,9 +138,6 @@ class _CudaNamesCpu(TorchFunctionMode):
         if func is Tensor.cuda:
             return args[0]
         args, named = tree_map(_on_cpu, (args, kwargs or {}))
-        if func is Tensor.backward:  # a mode is off inside its function: recomputation needs it on
-            with self:
-                return torch.autograd.backward(*args, named.pop("gradient", None), **named)
         return func(*args, **named)
 
 

@@ -52,7 +52,7 @@ def mean(model: nn.Module, batch: Any) -> Tensor:
 
 
 def make(model: Callable[[], nn.Module], shape: tuple[int, ...] = (WIDTH,), **recipe: Any) -> rb.Task:
-    constants = {"optimizer": "sgd", "lr": 0.1} | recipe
+    constants: dict[str, Any] = {"optimizer": "sgd", "lr": 0.1} | recipe
     return rb.Task(
         name="t",
         model=model,
@@ -78,6 +78,12 @@ def births(trace: MemoryTrace, operator: str, phase: str = "forward") -> list[in
 
 def traced(function: Callable[[Tensor], Tensor], **recipe: Any) -> MemoryTrace:
     return trace_cuda(make(lambda: Calls(function), **recipe), BATCH)
+
+
+def again(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """The function's value, to be computed once more in backward."""
+    result: Any = checkpoint(function, x, use_reentrant=False)
+    return result
 
 
 def test_every_operator_of_cudas_autocast_is_in_one_list() -> None:
@@ -109,7 +115,10 @@ def test_dropout_inside_multi_head_attention_is_replaced_too() -> None:
 
 
 def test_checkpointed_dropout_is_replaced_when_it_is_recomputed() -> None:
-    trace = traced(lambda x: checkpoint(lambda y: F.dropout(y, 0.5), x, use_reentrant=False))
+    def function(x: Tensor) -> Tensor:
+        return F.dropout(x, 0.5)
+
+    trace = traced(lambda x: again(function, x))
     assert births(trace, "aten.native_dropout", "backward") == [FLOAT * TOTAL, TOTAL]
 
 
@@ -159,7 +168,7 @@ def test_cuda_is_accepted_as_a_device_and_for_autocast() -> None:
             offset = torch.ones(WIDTH, device="cuda").to("cuda:0").cuda()
             return F.linear(x + offset, torch.ones(WIDTH, WIDTH, device=torch.device("cuda")))
 
-    trace = traced(lambda x: checkpoint(function, x, use_reentrant=False))
+    trace = traced(lambda x: again(function, x))
     assert births(trace, "aten.mm") == [HALF * TOTAL]  # fp16, as CUDA's default is
     assert births(trace, "aten.ones", "backward") != []
 

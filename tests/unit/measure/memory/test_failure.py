@@ -7,11 +7,11 @@ import torch
 from rightbatch.core.errors import InvalidTaskError
 from rightbatch.measure.memory.failure import classify_error, classify_exit
 
-CPU = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"
+CPU = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you"
 KNOWN = [
     torch.OutOfMemoryError("Allocation on device 0 would exceed allowed memory"),
     RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB (GPU 0; 15.78 GiB total capacity)"),
-    RuntimeError(f"{CPU} to allocate 104857600 bytes. Error code 12 (Cannot allocate memory)"),
+    RuntimeError(f"{CPU} tried to allocate 104857600 bytes. Error code 12 (Cannot allocate memory)"),
     RuntimeError("[enforce fail at CPUAllocator.cpp:64] . DefaultCPUAllocator: not enough memory: you"),
     RuntimeError("MPS backend out of memory (MPS allocated: 18.13 GB, max allowed: 18.13 GB)"),
     RuntimeError("HIP out of memory. Tried to allocate 20.00 MiB"),
@@ -26,7 +26,9 @@ KNOWN = [
 ]
 LOOK_ALIKES = [
     ValueError("on_error must be 'raise' or 'CUDA out of memory'"),
-    RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED. This error may appear if you passed in a non-"),
+    RuntimeError(
+        "cuDNN error: CUDNN_STATUS_NOT_SUPPORTED. This error may appear if you passed in a non-"
+    ),
     RuntimeError("unsupported operation: elements refer to a single memory location. Please clone()"),
     RuntimeError("CUDA error: an illegal memory access was encountered"),
     ImportError("libgomp.so.1: cannot allocate memory in static TLS block"),

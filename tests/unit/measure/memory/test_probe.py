@@ -3,7 +3,6 @@
 import random
 import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np

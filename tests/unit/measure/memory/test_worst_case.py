@@ -3,13 +3,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+import tiny
 from rightbatch.core.errors import InvalidInputError
 from rightbatch.measure.memory.worst_case import with_examples, worst_case_indices
 from rightbatch.tasks.task import Task
