@@ -13,7 +13,7 @@ from rightbatch.plan.transformer_memory import Precision, estimate_transformer_m
 
 torch.set_num_threads(1)
 
-SIZES: dict[str, Any] = {"hidden_size": 256, "num_layers": 3, "vocab_size": 2000}
+SIZES: dict[str, Any] = {"hidden_size": 256, "num_layers": 2, "vocab_size": 2000}
 GPT = TransformerConfig(
     **SIZES, num_heads=4, num_kv_heads=4, head_size=64, ff_size=1024, positions=512, tied=True,
     fused_qkv=True,

@@ -252,7 +252,7 @@ def _stream_at(traces: Sequence[MemoryTrace], size: int) -> tuple[MemoryTrace, S
     sizes = list(by_size)
     sizes = [*sizes[:1], *sizes[len(sizes) // 2 : len(sizes) // 2 + 1], *sizes[-1:]]
     anchors = [by_size[b] for b in dict.fromkeys(sizes)]
-    if len(anchors) < 2 or False:
+    if len(anchors) < 2 or len({(signature(t), t.storage) for t in anchors}) > 1:
         found = f"traces at sizes {', '.join(map(str, by_size))} that do not align"
         hint = f"trace size {size} itself"
         raise MeasurementError(found, need="two that do, or one at the size", hint=hint)

@@ -154,6 +154,12 @@ def test_a_weight_is_lowered_once_per_autocast_in_einsum_too() -> None:
 
     trace = trace_cuda(make(model, precision="bf16"), BATCH)
     assert births(trace, "aten._to_copy").count(HALF * WIDTH * WIDTH) == 1
+    copies = [
+        delta
+        for delta, o in zip(trace.delta_bytes, trace.operator, strict=True)
+        if trace.operators[o] == "aten._to_copy" and delta == HALF * WIDTH * WIDTH
+    ]
+    assert len(copies) == 2  # the next step starts over
 
 
 def test_a_sum_under_autocast_asks_for_fp32_without_copying_its_input() -> None:
