@@ -99,8 +99,8 @@ def main() -> None:
     for net in options.nets:
         limit = LIMITS[net]
         task = load_task(f"{HERE / 'net_tasks.py'}:{net}")
-        before = resident_bytes()
         answer = ours(task, limit)
+        before = resident_bytes()
         truth, num_tried = exhaustive(task, limit, answer["size"])
         survived = sum(
             probe_micro_batch(task, answer["size"], limit_bytes=limit, pin_malloc=True).outcome
@@ -114,7 +114,7 @@ def main() -> None:
             "sizes_run_to_find_it": num_tried,
             "ours": answer | {"below_largest_percent": round(100 * (1 - answer["size"] / truth), 2)},
             "survived": f"{survived}/{options.repeats}",
-            "caller_grew_bytes": resident_bytes() - before,
+            "caller_grew_during_probes_bytes": resident_bytes() - before,
         }
         for name in PEERS if options.peers else ():
             found = peer(options.peers, name, net, limit)

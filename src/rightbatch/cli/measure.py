@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any, TypeVar
 
+from rightbatch.cli.accelerator import accelerator_memory, names_accelerator
 from rightbatch.cli.output import Answer
-from rightbatch.cli.source import AS_USUAL, Flag, Measuring, measured, option, parse_sizes
+from rightbatch.cli.source import AS_USUAL, Flag, Measuring, load, measured, option, parse_sizes
 from rightbatch.core.errors import EXIT_DONE, EXIT_FINDING, MeasurementError
 from rightbatch.core.units import format_bytes, parse_bytes
 from rightbatch.fit.bound import find_bound
@@ -31,6 +32,9 @@ def memory(
 ) -> Answer:
     """Predict the peak memory of any batch size without running it.
 
+    With --device cuda:NAME it is predicted for an accelerator that need not be here, such as
+    cuda:a100-40gb; another NAME lists them.
+
     Args:
         task: A built-in name, my_task.py[:name] or package.module:name, or a folder of an earlier plan.
         batch: Micro-batch sizes to predict, in examples, with commas between them.
@@ -43,6 +47,9 @@ def memory(
 
     sizes = option("--batch", parse_sizes, batch)
     given = option("--limit", parse_bytes, limit) if limit else None
+    if names_accelerator(measuring.device):
+        loaded = load(task, "cpu")
+        return accelerator_memory(loaded, measuring.device, sizes, limit_bytes=given, headroom=headroom)
     measurements = measured(task, measuring, ["memory"])
     model = _require(fit_models(measurements).memory, "memory")
     limit_bytes = given or measurements.environment.memory_bytes

@@ -28,7 +28,9 @@ def check_device(device: str) -> None:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         found = f"device {device!r}: {str(error).splitlines()[0]}"
-        raise InvalidInputError(found, need="a device torch can use here", hint="use cpu") from error
+        raise InvalidInputError(
+            found, need="a device torch can use here", hint="--device cpu"
+        ) from error
 
 
 def build_model(task: Task, device: str = "cpu", seed: int = 0) -> nn.Module:

@@ -26,7 +26,7 @@ from rightbatch.tasks.task import Task
 
 # A step that exceeds the limit by less than this is measured to its end, so that the excess is known.
 _ROOM = 1.25
-# Of the limit: by how much two runs of the same steps may differ in resident memory.
+# Of the limit: by how much fresh runs of the same steps differ in resident memory.
 _REPEATABLE = 2e-3
 _TIMEOUT_SECONDS = 600.0
 
@@ -168,6 +168,7 @@ def largest_that_fits(
         MeasurementError: two sizes did not fit, or a step fails for another reason.
     """
     results: list[ProbeResult] = []
+    kept_bytes = int((1 - _REPEATABLE) * limit_bytes)  # so that every later run fits, too
     usable_bytes, share = limit_bytes, headroom
     for _ in range(2):
         size = min(memory_model.max_micro_batch(usable_bytes, share), task.num_train_examples)
@@ -175,7 +176,7 @@ def largest_that_fits(
             probe_micro_batch(
                 task,
                 size,
-                limit_bytes=limit_bytes,
+                limit_bytes=kept_bytes,
                 timeout_seconds=timeout_seconds,
                 device=device,
                 pin_malloc=pin_malloc,
@@ -188,7 +189,7 @@ def largest_that_fits(
             need, hint = "two steps that run", "run two steps of the recipe in Python"
             found = f"micro-batch size {size}: {results[-1].message}"
             raise MeasurementError(found, need=need, hint=hint)
-        usable_bytes, share = _corrected(results[-1], memory_model.high_bytes(size), limit_bytes), 0.0
+        usable_bytes, share = _corrected(results[-1], memory_model.high_bytes(size), kept_bytes), 0.0
     tried = ", ".join(f"{r.micro_batch_size} ({r.outcome}: {r.message})" for r in results)
     hint = "leave more headroom, or trace larger sizes: the law misses what these steps take"
     raise MeasurementError(f"no fit at sizes {tried}", need="a size that fits", hint=hint)

@@ -47,6 +47,23 @@ def test_pinned_malloc_gives_back_what_the_default_keeps() -> None:
     assert kept_bytes("pinned") < 2**20
 
 
+def test_blocks_below_the_threshold_stay_on_the_heap_where_they_are_cheap() -> None:
+    script = """
+import ctypes, os
+from rightbatch.measure.memory import malloc
+malloc.pin_malloc()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.mallinfo.restype = malloc._Mallinfo
+before = libc.mallinfo().field3
+for _ in range(64):  # more than the heap has to spare
+    libc.malloc(1000 << 10)
+print(libc.mallinfo().field3 - before, os.environ["THP_MEM_ALLOC_ENABLE"])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0", "1"]  # and torch is told to ask for huge pages
+
+
 def test_the_peak_begins_anew_and_holds_what_came_and_went() -> None:
     block = bytearray(32 * 2**20)
     del block

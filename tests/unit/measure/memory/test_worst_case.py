@@ -34,7 +34,7 @@ def sequences(lengths: list[int]) -> Examples:
 def test_no_batch_of_padded_sequences_is_larger(lengths: list[int], size: int) -> None:
     found = worst_case_indices(task(sequences(lengths), padded), size)
     assert len(found.indices) == size
-    assert found.batch_bytes == 4 * size * max(lengths)
+    assert (found.batch_bytes, found.key) == (4 * size * max(lengths), "longest")
     assert [lengths[i] for i in found.indices[: len(lengths)]] == sorted(lengths, reverse=True)[:size]
     assert found.varies == (len(set(lengths)) > 1)
 
