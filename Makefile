@@ -17,7 +17,7 @@ test: $(VENV)/test.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 $(VENV)/demo.stamp: $(BIN)/python pyproject.toml constraints.txt
 	@echo "installing into $(VENV), a minute or two the first time"
