@@ -31,7 +31,7 @@ from rightbatch.tasks.load import load_task
 from rightbatch.tasks.task import Task
 
 HERE = Path(__file__).parent
-LIMITS = {"mlp": 256 * 2**20, "residual": 384 * 2**20, "transformer": 384 * 2**20}
+LIMITS = {"mlp": 512 * 2**20, "residual": 768 * 2**20, "transformer": 768 * 2**20}
 PEERS = ("lightning power", "lightning binsearch", "accelerate")
 CHECKED_ABOVE = 0.02  # sizes up to this share above the largest that fits are all run
 

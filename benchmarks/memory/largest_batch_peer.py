@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 warnings.filterwarnings("ignore")
 FIRST_SIZE = 2  # Lightning's own default
 # Accelerate only shrinks, so it starts well above the answer.
-LARGEST_SIZE = 4096
+LARGEST_SIZE = 16384
 runs: list[int] = []
 refusals: list[int] = []
 

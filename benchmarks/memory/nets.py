@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
-NUM_EXAMPLES = 8192
+NUM_EXAMPLES = 16384
 
 
 class Net(NamedTuple):
@@ -96,12 +96,12 @@ def vectors() -> TensorDataset:
 
 def images() -> TensorDataset:
     torch.manual_seed(0)
-    return _data(torch.randn(NUM_EXAMPLES // 8, 3, 32, 32), 10)
+    return _data(torch.randn(NUM_EXAMPLES // 16, 3, 32, 32), 10)
 
 
 def tokens() -> TensorDataset:
     torch.manual_seed(0)
-    return _data(torch.randint(0, 1000, (NUM_EXAMPLES // 8, 64)), 1000, 64)
+    return _data(torch.randint(0, 1000, (NUM_EXAMPLES // 16, 64)), 1000, 64)
 
 
 def adamw(parameters: Any) -> torch.optim.Optimizer:

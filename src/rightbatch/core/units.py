@@ -86,7 +86,8 @@ def format_seconds(amount: float) -> str:
     minutes, seconds = divmod(round(amount), 60)
     if minutes < 60:
         return f"{minutes} min {seconds} s"
-    return f"{minutes // 60} h {minutes % 60} min"
+    hours, minutes = divmod(round(amount / 60), 60)
+    return f"{hours} h {minutes} min"
 
 
 def format_number(amount: float) -> str:

@@ -26,8 +26,9 @@ from rightbatch.tasks.task import Task
 
 # A step that exceeds the limit by less than this is measured to its end, so that the excess is known.
 _ROOM = 1.25
-# Of the limit: by how much fresh runs of the same steps differ in resident memory.
-_REPEATABLE = 2e-3
+# By how much fresh runs of the same steps differ in resident memory, whatever they hold: it depends
+# on hash seeds and addresses how many small blocks fit into holes of the heap.
+_REPEATABLE_BYTES = 2 * 2**20
 _TIMEOUT_SECONDS = 600.0
 
 
@@ -168,7 +169,7 @@ def largest_that_fits(
         MeasurementError: two sizes did not fit, or a step fails for another reason.
     """
     results: list[ProbeResult] = []
-    kept_bytes = int((1 - _REPEATABLE) * limit_bytes)  # so that every later run fits, too
+    kept_bytes = max(1, limit_bytes - _REPEATABLE_BYTES)  # so that later runs fit, too
     usable_bytes, share = limit_bytes, headroom
     for _ in range(2):
         size = min(memory_model.max_micro_batch(usable_bytes, share), task.num_train_examples)
@@ -199,7 +200,7 @@ def _corrected(result: ProbeResult, predicted_bytes: int, limit_bytes: int) -> i
     """What the law may use next: the limit less the excess that was measured, or half of it."""
     if result.outcome == "too_large_for_kernel" or not result.finished or result.peak_bytes is None:
         return min(predicted_bytes, limit_bytes) // 2
-    return int((1 - _REPEATABLE) * limit_bytes) - max(0, result.peak_bytes - predicted_bytes)
+    return limit_bytes - _REPEATABLE_BYTES - max(0, result.peak_bytes - predicted_bytes)
 
 
 def _judge(result: ProbeResult, limit_bytes: int) -> ProbeResult:
