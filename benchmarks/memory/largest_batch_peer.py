@@ -1,10 +1,13 @@
 """One search by another tool, in one capped process; prints its answer as JSON.
 
-python largest_batch_peer.py "lightning power"|"lightning binsearch"|accelerate NET LIMIT_BYTES
+python largest_batch_peer.py TOOL NET LIMIT_BYTES
+
+with TOOL one of "lightning power", "lightning binsearch", accelerate, batch-finder.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import logging
@@ -19,6 +22,7 @@ from typing import Any
 
 import nets
 import torch
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 warnings.filterwarnings("ignore")
@@ -114,6 +118,48 @@ def by_accelerate(net: nets.Net, limit_bytes: int) -> int | None:
     return find_executable_batch_size(train, starting_batch_size=LARGEST_SIZE)()
 
 
+class Noted(nn.Module):
+    """Writes down the size of every forward, in whichever process it runs."""
+
+    def __init__(self, body: nn.Module, log: Path) -> None:
+        super().__init__()
+        self.body, self.log = body, log
+
+    def forward(self, x: Tensor) -> Tensor:
+        with self.log.open("a", encoding="ascii") as log:
+            log.write(f"{len(x)}\n")
+        return self.body(x)
+
+
+def noted_net() -> nn.Module:
+    """What batch-finder builds in its children, told by the environment."""
+    libc = ctypes.CDLL(None)
+    libc.mallopt(-3, 2**20)
+    return Noted(nets.NETS[os.environ["NET"]].build(), Path(os.environ["NOTES"]))
+
+
+def by_batch_finder(name: str, net: nets.Net, limit_bytes: int) -> int | None:
+    """As documented, with subprocesses; it makes its own inputs and takes no optimizer."""
+    from batch_finder import find_max_minibatch
+
+    x = net.data()[0][0]
+    sizes = ", ".join(str(size) for size in x.shape)
+    kind = ", int" if x.dtype == torch.int64 else ""
+    notes = Path("notes").resolve()
+    os.environ |= {"NET": name, "NOTES": str(notes)}
+    two_steps(net, 2)
+    cap(limit_bytes)
+    with contextlib.redirect_stdout(sys.stderr):  # the answer alone goes to stdout
+        size = find_max_minibatch(
+            noted_net,
+            device=torch.device("cpu"),
+            input_shapes={"x": f"(b, {sizes}){kind}", "#constraints": "b=-1"},
+        )
+    runs.extend(int(line) for line in notes.read_text(encoding="ascii").split())
+    refusals.extend(tried for tried in runs if size is None or tried > size)
+    return size
+
+
 def main() -> None:
     tool, name, limit_bytes = sys.argv[1], sys.argv[2], int(sys.argv[3])
     torch.set_num_threads(1)
@@ -122,7 +168,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:  # Lightning writes a checkpoint where it stands
         os.chdir(folder)
         try:
-            if tool == "accelerate":
+            if tool == "batch-finder":
+                size = by_batch_finder(name, net, limit_bytes)
+            elif tool == "accelerate":
                 size = by_accelerate(net, limit_bytes)
             else:
                 size = by_lightning(net, tool.split()[1], limit_bytes)

@@ -24,14 +24,20 @@ if TYPE_CHECKING:
     from rightbatch.core.run import Run as Run
     from rightbatch.core.samples import Measurements as Measurements
     from rightbatch.measure.memory import trace_memory as trace_memory
+    from rightbatch.measure.meter.noise_meter import NoiseMeter as NoiseMeter
     from rightbatch.measure.session import measure as measure
     from rightbatch.plan.limits import Limits as Limits
     from rightbatch.plan.planner import make_plan as make_plan
+    from rightbatch.plan.transformer_memory import (
+        estimate_transformer_memory as estimate_transformer_memory,
+    )
     from rightbatch.tasks.load import load_task as load_task
     from rightbatch.tasks.task import Loss as Loss
     from rightbatch.tasks.task import Task as Task
     from rightbatch.train.accumulate import accumulate as accumulate
+    from rightbatch.train.exact import check_accumulation as check_accumulation
     from rightbatch.train.loop import train as train
+    from rightbatch.train.own_loop import windows as windows
 
 __version__ = "0.1.0"
 
@@ -43,13 +49,17 @@ _HOMES = {
     "core.run": ("Run",),
     "core.samples": ("Measurements",),
     "measure.memory": ("trace_memory",),
+    "measure.meter.noise_meter": ("NoiseMeter",),
     "measure.session": ("measure",),
     "plan.limits": ("Limits",),
     "plan.planner": ("make_plan",),
+    "plan.transformer_memory": ("estimate_transformer_memory",),
     "tasks.load": ("load_task",),
     "tasks.task": ("Loss", "Task"),
     "train.accumulate": ("accumulate",),
+    "train.exact": ("check_accumulation",),
     "train.loop": ("train",),
+    "train.own_loop": ("windows",),
 }
 _HOME = {name: f"rightbatch.{module}" for module, names in _HOMES.items() for name in names}
 __all__ = ["__version__", *sorted(_HOME)]  # noqa: PLE0604  # pyright: ignore[reportUnsupportedDunderAll]

@@ -10,6 +10,7 @@ from rightbatch.fit.memory_model import MemoryModel, fit_memory_model
 from rightbatch.fit.noise_scale import NoiseScale
 from rightbatch.fit.speed_model import SpeedModel, fit_speed
 from rightbatch.measure.memory import measure_memory
+from rightbatch.measure.memory.options import StepOptions
 from rightbatch.measure.noise import measure_noise_updates
 from rightbatch.measure.session import measure
 from rightbatch.tasks.check import check_task
@@ -28,22 +29,19 @@ def fit_memory(
         task: what ``load_task`` gave.
         device: ``cpu``, where the traced kernels run.
         precision: replaces the recipe's.
-        checkpointing: activation checkpointing, which no recipe can ask for yet.
+        checkpointing: recompute the activations of repeated blocks in backward.
 
     Raises:
-        InvalidInputError: another device, or checkpointing.
-        InvalidTaskError: the task cannot be traced as it stands.
+        InvalidInputError: another device.
+        InvalidTaskError: the task cannot be traced as it stands, or has no repeated block.
     """
     if device != "cpu":
         found, hint = f"device {device!r}", "trace on the CPU: fit_memory(task)"
         raise InvalidInputError(found, need="cpu, whose kernels are traced", hint=hint)
-    if checkpointing:
-        found, hint = "checkpointing = True", "predict without it, an upper bound: fit_memory(task)"
-        raise InvalidInputError(found, need="a step that keeps its activations", hint=hint)
     if precision is not None:
         task = dataclasses.replace(task, recipe=task.recipe.replace(precision=precision))
     check_task(task)
-    return fit_memory_model(measure_memory(task))
+    return fit_memory_model(measure_memory(task, options=StepOptions(checkpointing=checkpointing)))
 
 
 def measure_speed(task: Task, *, time_budget_seconds: float = 30.0, device: str = "cpu") -> SpeedModel:

@@ -19,8 +19,9 @@ MAY_IMPORT = {
     "fit": "core",
     "plan": "core fit",
     "report": "core fit plan",
+    "sparse": "core tasks measure fit",
 }
-TORCH_LAYERS = {"tasks", "measure", "train"}
+TORCH_LAYERS = {"tasks", "measure", "train", "sparse"}
 MAX_LINES = 320
 
 

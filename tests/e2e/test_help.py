@@ -12,6 +12,7 @@ from cli_runner import assert_three_parts, run_cli
 from rightbatch import __version__
 from rightbatch.cli.app import VERBS, build_app
 
+CONFIG = Path(__file__).parents[2] / "examples" / "gpt2_config.json"
 COMMAND = str(Path(sysconfig.get_path("scripts")) / "rightbatch")
 
 
@@ -87,6 +88,7 @@ def test_help_takes_at_most_fifteen_times_an_empty_python() -> None:
         ["plan", "SAVED"],
         ["report", "SAVED"],
         ["memory", "SAVED"],
+        ["memory", "--hf-config", str(CONFIG), "--seq", "8", "--device", "cuda:t4"],
     ],
     ids=" ".join,
 )

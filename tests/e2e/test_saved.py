@@ -103,7 +103,27 @@ def test_memory_predicts_every_size_that_was_asked_for(saved: Path) -> None:
     for p in document["predictions"]:
         assert p["low_bytes"] <= p["peak_bytes"] <= p["high_bytes"]
         assert sum(p["parts"].values()) == p["peak_bytes"]
-    assert document["verified"] is False
+    assert (document["verified"], document["verification"]) == (False, None)
+    assert (document["max_micro_batch_size"], document["limited_by"]) == (1437, "data")
+    assert document["max_micro_batch_size_by_memory"] > 1437
+    assert "1,437, where the training data ends" in called.out
+
+
+def test_memory_ends_the_largest_size_where_data_does_not(saved: Path) -> None:
+    document = run_cli("memory", saved, "--limit", "2MiB", "--json").document
+    assert document["limited_by"] == "memory"
+    assert document["max_micro_batch_size"] == document["max_micro_batch_size_by_memory"] < 1437
+    assert document["process_bytes"]["evidence"] == "assumed"
+
+
+@pytest.mark.parametrize(
+    "options", [("--verify",), ("--precision", "bf16"), ("--accumulation", "2"), ("--checkpointing",)]
+)
+def test_memory_of_saved_measurements_cannot_change_the_step(
+    saved: Path, options: tuple[str, ...]
+) -> None:
+    called = run_cli("memory", saved, *options)
+    assert_three_parts(called, code=2, found=options[0], need="a task", hint="name the task")
 
 
 def test_memory_that_fits_nothing_exits_3_with_the_missing_bytes(saved: Path) -> None:
@@ -165,7 +185,7 @@ def test_tasks_says_where_missing_data_comes_from(
 ) -> None:
     monkeypatch.setenv("RIGHTBATCH_FASHION_MNIST", str(tmp_path))
     listed = {task["name"]: task for task in run_cli("tasks", "--json").document["tasks"]}
-    assert set(listed) == {"digits", "digits-cnn", "fashion-mnist"}
+    assert {"digits", "digits-cnn", "fashion-mnist", "fashion-vit", "shakespeare"} <= set(listed)
     assert listed["fashion-mnist"]["present"] is False
     assert "dataset-fashion-mnist" in run_cli("tasks").out
 

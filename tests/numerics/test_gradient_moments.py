@@ -67,7 +67,7 @@ def moments(gradients: Sequence[Tensor], weights: Sequence[Tensor] | None) -> tu
 
 
 def task(loss: Callable[..., Any] = per_target, **changes: Any) -> Task:
-    return tiny.task(model=net, loss=loss, target=None, evaluate=None, **changes)
+    return tiny.task(**({"model": net, "loss": loss, "target": None, "evaluate": None} | changes))
 
 
 def terms(sample: GradientSample, weighted: bool = False) -> tuple[float, float]:
@@ -155,6 +155,52 @@ def test_norms_are_those_of_the_groups_and_of_the_whole_to_rounding() -> None:
     for parameter, gradient in zip(model.parameters(), gradients, strict=True):
         assert parameter.grad is not None
         assert parameter.grad.double() == pytest.approx(gradient[whole].mean(0), rel=1e-4, abs=1e-6)
+
+
+def test_positives_and_negatives_are_the_parts_of_the_whole() -> None:
+    def whole(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Loss:
+        x, y = batch
+        return Loss(F.mse_loss(model(x), y.expand(-1, OUTPUTS), reduction="sum"), len(y))
+
+    def positive(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Loss:
+        x, y = batch
+        rare = y[:, 0] > 1
+        wanted = y[rare].expand(-1, OUTPUTS)
+        return Loss(F.mse_loss(model(x)[rare], wanted, reduction="sum"), int(rare.sum()))
+
+    def with_dropout() -> nn.Module:
+        return nn.Sequential(net(), nn.Dropout(0.5))
+
+    subject = task(whole, positive_loss=positive)
+    model = build_model(subject)
+    groups = [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    sample = sample_gradients(subject, model, groups, examples_seen=0)
+    gradients = [OUTPUTS * g for g in per_example_gradients(model)]
+    rare = (tiny.data().tensors[1][:, 0] > 1).double()
+
+    def norms(weights: Tensor) -> tuple[float, float]:
+        parts = [torch.einsum("n,n...->n...", weights, g) for g in gradients]
+        small = [sum(float((g[i].mean(0) ** 2).sum()) for g in parts) for i in groups]
+        return float(np.mean(small)), sum(float((g[:12].mean(0) ** 2).sum()) for g in parts)
+
+    found = sample.positives
+    assert found is not None
+    assert norms(rare) == pytest.approx(
+        (found.positive_small_sq_norm, found.positive_big_sq_norm), rel=1e-4
+    )
+    assert norms(1 - rare) == pytest.approx(
+        (found.negative_small_sq_norm, found.negative_big_sq_norm), rel=1e-4
+    )
+    assert found.positives_per_example == pytest.approx(float(rare[:12].mean()))
+    assert 0 < found.positives_per_example < 1
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):  # the whole stays
+        assert parameter.grad is not None
+        assert parameter.grad.double() == pytest.approx(gradient[:12].mean(0), rel=1e-4, abs=1e-6)
+    # With every target positive nothing is left over, though dropout draws its masks anew.
+    same = task(whole, positive_loss=whole, model=with_dropout)
+    dropped = sample_gradients(same, build_model(same), groups, examples_seen=0).positives
+    assert dropped is not None
+    assert dropped.negative_small_sq_norm == 0.0
 
 
 def test_adams_preconditioner_is_its_own_denominator() -> None:

@@ -1,5 +1,7 @@
 """The functions that other people's scripts call by ``rb.``."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch.utils.data import TensorDataset
@@ -32,10 +34,23 @@ def test_memory_grows_with_the_batch_and_follows_the_precision_that_is_asked_for
     assert rb.fit_memory(task, precision="fp32").peak_bytes(4096) == fp32.peak_bytes(4096)
 
 
-def test_what_cannot_be_traced_yet_is_refused(task: rb.Task) -> None:
+def test_another_device_is_refused(task: rb.Task) -> None:
     with pytest.raises(rb.RightBatchError, match=r"device 'cuda'; need cpu"):
         rb.fit_memory(task, device="cuda")
-    with pytest.raises(rb.RightBatchError, match=r"checkpointing = True; need a step"):
+
+
+def test_checkpointing_saves_memory_where_a_block_is_repeated(task: rb.Task) -> None:
+    def deep() -> torch.nn.Module:
+        pairs = [
+            torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Tanh(), torch.nn.Linear(64, 64))
+            for _ in range(6)
+        ]
+        return torch.nn.Sequential(torch.nn.Linear(20, 64), *pairs, torch.nn.Linear(64, 3))
+
+    blocks = dataclasses.replace(task, model=deep)
+    plain, recomputed = (rb.fit_memory(blocks, checkpointing=c).peak_bytes(2048) for c in (False, True))
+    assert recomputed < 0.75 * plain
+    with pytest.raises(rb.RightBatchError, match=r"no block of Sequential is repeated.*\n  hint: put"):
         rb.fit_memory(task, checkpointing=True)
 
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+from rightbatch.cli.largest import Room
 from rightbatch.cli.output import Answer
 from rightbatch.core.devices import Accelerator, parse_accelerator
-from rightbatch.core.errors import InvalidInputError
+from rightbatch.core.errors import InvalidInputError, RightBatchError
 from rightbatch.core.samples import MemoryTrace
 from rightbatch.core.units import format_bytes
 from rightbatch.fit.cuda_memory import CudaMemory, largest_micro_batch, predict_cuda_memory
 from rightbatch.report.tables import Table
 from rightbatch.report.terminal import render
 from rightbatch.tasks.task import Task
+
+if TYPE_CHECKING:
+    from rightbatch.measure.memory.options import StepOptions
 
 # Two sizes give every allocation's line; the third shows, and then gives, a curve.
 _SIZES = (2, 3, 5)
@@ -24,12 +29,19 @@ def names_accelerator(device: str) -> bool:
 
 
 def accelerator_memory(
-    task: Task, device: str, sizes: Sequence[int], *, limit_bytes: int | None, headroom: float
+    task: Task,
+    device: str,
+    sizes: Sequence[int],
+    *,
+    limit_bytes: int | None,
+    headroom: float,
+    options: StepOptions,
+    most_examples: int,
 ) -> Answer:
     """Predict what a training step takes of a catalogued accelerator, and the largest that fits.
 
     Raises:
-        InvalidInputError: no such accelerator, one that is not simulated, or no share of headroom.
+        InvalidInputError: no such accelerator, or one that is not simulated.
         InfeasibleError: one example does not fit.
     """
     accelerator = parse_accelerator(device)
@@ -39,47 +51,71 @@ def accelerator_memory(
             "choose one whose allocator is simulated, such as cuda:h100-80gb",
         )
         raise InvalidInputError(found, need="an accelerator whose allocator is simulated", hint=hint)
-    if not 0 <= headroom < 1:
-        found = f"--headroom {headroom}"
-        raise InvalidInputError(found, need="a share of at least 0 and below 1", hint="--headroom 0.1")
-    traces = _trace(task, accelerator)
+    traces = _trace(task, accelerator, options)
     limit = limit_bytes or accelerator.memory_bytes
+    room = Room(limit_bytes=limit, headroom=headroom, most_examples=most_examples)
     usable = int(limit * (1 - headroom))
     capability = accelerator.capability
     predictions = [predict_cuda_memory(traces, size, capability=capability) for size in sizes]
     largest = largest_micro_batch(traces, usable, capability=capability)
+    by_memory = largest.micro_batch_size
+    size, limited_by = room.cap(by_memory)
+    worst_case = traces[0].worst_case
+    caveats = (*(worst_case.caveats if worst_case else ()), *largest.caveats)
     return Answer(
         document={
             "task": task.name,
             "device": accelerator.name,
             "predictions": [_document(prediction) for prediction in predictions],
             "limit_bytes": limit,
-            "max_micro_batch_size": largest.micro_batch_size,
+            "evidence": "derived",
+            "max_micro_batch_size": size,
+            "limited_by": limited_by,
+            "max_micro_batch_size_by_memory": by_memory,
             "verified": False,
+            "worst_case": worst_case.model_dump(mode="json") if worst_case else None,
         },
         text=(
             render(_table(predictions)),
-            *(f"Note: {caveat}" for caveat in largest.caveats),
-            f"The largest micro-batch that fits {accelerator.title}'s {format_bytes(limit)} with"
-            f" {headroom:.0%} of it left free is {largest.micro_batch_size:,}, predicted and not run.",
+            *(f"Note: {caveat}" for caveat in caveats),
+            f"{room.sentence(size, by_memory, limited_by)}; predicted for {accelerator.title} and not"
+            " run.",
         ),
     )
 
 
-def _trace(task: Task, accelerator: Accelerator) -> list[MemoryTrace]:
-    """Trace the step at a few sizes as the accelerator would run it.
+def _trace(task: Task, accelerator: Accelerator, options: StepOptions) -> list[MemoryTrace]:
+    """Trace the step at a few sizes as the accelerator would run it, on the costliest examples.
 
     Raises:
         InvalidInputError: the step cannot run on fake tensors.
+        InvalidTaskError: its batches are the same at every size.
+        RightBatchError: what the task's own code raised.
     """
     from rightbatch.measure.memory import trace_cuda
+    from rightbatch.measure.memory.ladder import check_growth
+    from rightbatch.measure.memory.steps import caller_untouched
+    from rightbatch.measure.memory.worst_case import find_worst_case, with_examples
+    from rightbatch.tasks.where import at, raised_at
 
+    with caller_untouched():
+        worst_case = find_worst_case(task)
+    costliest = with_examples(task, worst_case.indices)
+    capability = accelerator.capability
     try:
-        return [trace_cuda(task, size, capability=accelerator.capability) for size in _SIZES]
-    except RuntimeError as error:
-        found = f"no trace for {accelerator.name}: {str(error).splitlines()[0]}"
-        hint = "keep the loss in torch, without .numpy(); or measure here: --device cpu"
+        traces = [
+            trace_cuda(costliest, size, options=options, capability=capability) for size in _SIZES
+        ]
+    except RightBatchError:
+        raise
+    except Exception as error:  # whatever the user's code raises on tensors without values
+        line = str(error).partition("\n")[0]
+        found = f"no trace for {accelerator.name}{at(raised_at(error))}: {type(error).__name__}: {line}"
+        hint = "keep the step in torch, without .numpy() and without moving the model; or measure here:"
+        hint += " --device cpu"
         raise InvalidInputError(found, need="a step that runs on fake tensors", hint=hint) from error
+    check_growth(traces)
+    return [trace.replace(worst_case=worst_case) for trace in traces]
 
 
 def _document(prediction: CudaMemory) -> dict[str, object]:

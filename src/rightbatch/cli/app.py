@@ -41,19 +41,24 @@ VERBS = {
         "rightbatch train digits --plan demo/plan.toml",
     ),
     "memory": Verb(
-        "measure:memory",
+        "memory:memory",
         "Predict the peak memory of any batch size without running it.",
         "rightbatch memory digits --batch 1,32,1024 --limit 2GiB",
     ),
     "speed": Verb(
-        "measure:speed",
+        "speed:speed",
         "Time a training step against batch size, and the loader beside it.",
         "rightbatch speed digits --time-budget 20s",
     ),
     "noise": Verb(
-        "measure:noise",
+        "noise:noise",
         "Estimate the gradient noise scale over a short pilot run.",
         "rightbatch noise digits --time-budget 20s",
+    ),
+    "advise": Verb(
+        "advise:advise",
+        "Propose a starting configuration without any code, or answer a common saying.",
+        'rightbatch advise --ask "just use the largest batch that fits?"',
     ),
     "report": Verb(
         "tables:report",
@@ -66,7 +71,7 @@ VERBS = {
         "rightbatch tasks",
     ),
     "scale": Verb(
-        "tables:scale",
+        "scale:scale",
         "Move a learning rate and its companions to other batch sizes by cited rules.",
         "rightbatch scale --optimizer adamw --lr 1e-3 --batch 32 --to 512",
     ),

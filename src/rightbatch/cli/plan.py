@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cyclopts import Parameter
 
@@ -20,15 +23,21 @@ from rightbatch.cli.source import (
     saved_file,
 )
 from rightbatch.cli.train import OUTCOME, run_answer, run_folders, train_task
-from rightbatch.core.errors import EXIT_DONE, MissingPackageError
-from rightbatch.core.plan import Objective, Plan
+from rightbatch.cli.tuning import tune_rate
+from rightbatch.core.errors import EXIT_DONE, InvalidInputError, MissingPackageError
+from rightbatch.core.facts import TaskFacts
+from rightbatch.core.plan import BatchScheduleKind, Objective, Plan
+from rightbatch.core.recipe import Target
 from rightbatch.core.run import Outcome, Run
 from rightbatch.core.samples import Measurements
 from rightbatch.core.store import read_record, write_record
-from rightbatch.core.units import parse_bytes
+from rightbatch.core.units import parse_bytes, parse_seconds
+from rightbatch.plan.limits import DEFAULT_SLOWDOWN, Limits
 
 if TYPE_CHECKING:
     from rightbatch.tasks.task import Task
+
+Number = TypeVar("Number", int, float)
 
 _HEADLINE = (
     "global_batch_size",
@@ -53,17 +62,47 @@ class Bounds:
     """Share of the limit to leave free, from 0 to below 1."""
     max_batch: int | None = None
     """Largest global batch, in examples; without it, the size of the training data."""
+    min_updates: int | None = None
+    """Fewest optimizer steps of the whole run; without it, fewer than 100 are warned of."""
+    replicas: int = 1
+    """Devices like the measured one that may be used; the plan may take fewer."""
+    bandwidth: str | None = None
+    """Bytes that a device sends to another in a second, such as 12GiB; else a wide range is assumed."""
+    time_budget_train: str | None = None
+    """Time for the whole training run, such as 30m: get furthest in it instead of reaching a target."""
+    slowdown: float = DEFAULT_SLOWDOWN
+    """With --objective accuracy: longest expected time over the quickest batch's."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What is wanted of the plan."""
+
+    objective: Objective | None = None
+    """What to minimise: time to the target, compute (its examples), or balanced between the two, the
+    default; accuracy takes the smallest batch within --slowdown."""
+    target: str | None = None
+    """Instead of the task's: accuracy=0.98, or accuracy>=0.98 and loss<=0.1 in quotes."""
+    batch_schedule: BatchScheduleKind | None = None
+    """Let the batch grow to the planned one during the run; without it, it stays."""
+    tune_lr: Flag = False
+    """Try half, once and twice the planned rate in short branches from the same weights, and keep the
+    best; takes as long again as --time-budget at most."""
+    fine_tuning: Flag = False
+    """The weights are pre-trained: say how far the plan may move them."""
 
 
 UNBOUNDED = Bounds()
+AS_BALANCED = Wanted()
 
 
 def plan(
     task: str,
     /,
     *,
-    objective: Objective = "balanced",
     bounds: Bounds = UNBOUNDED,
+    wanted: Wanted = AS_BALANCED,
     measuring: Measuring = AS_USUAL,
     out: Path | None = None,
     train: Flag = False,
@@ -74,34 +113,83 @@ def plan(
 
     Args:
         task: A built-in name, my_task.py[:name] or package.module:name, or a folder of an earlier plan.
-        objective: What to minimise: time to the target, or balanced between time and examples.
         bounds: What the plan must respect.
+        wanted: What is wanted of the plan.
         measuring: How to measure.
         out: Folder for plan, measurements and report; without it, rightbatch-NAME.
         train: Train with the plan too, into runs/plan of that folder.
         refresh: Measure afresh; otherwise what an earlier call saved is taken up.
         json: Print one JSON document on stdout.
     """
-    from rightbatch.plan.limits import Limits
     from rightbatch.plan.planner import make_plan
     from rightbatch.plan.toml import write_plan
+    from rightbatch.plan.wishes import Wishes, check_wishes
 
-    limit = option("--memory-limit", parse_bytes, bounds.memory_limit) if bounds.memory_limit else None
-    limits = Limits(memory_limit_bytes=limit, headroom=bounds.headroom, max_batch_size=bounds.max_batch)
-    measurements, folder, loaded = _measurements(task, measuring, out, train=train, refresh=refresh)
-    made = make_plan(measurements.task, measurements, objective, limits)
+    limits = _limits(bounds)
+    objective = wanted.objective or ("time" if limits.training_seconds else "balanced")
+    check_wishes(objective, limits)  # before anything is measured
+    given = {"train": train, "refresh": refresh, "tune_lr": wanted.tune_lr}
+    measurements, folder, loaded = _measurements(task, measuring, out, **given)
+    facts = measurements.task
+    if wanted.target:
+        facts = facts.replace(target=parse_target(wanted.target, facts))
+    wishes = Wishes(batch_schedule=wanted.batch_schedule, fine_tuning=wanted.fine_tuning)
+    made = make_plan(facts, measurements, objective, limits, wishes=wishes)
+    if wanted.tune_lr and loaded:
+        measurements = tune_rate(loaded, made, measurements, measuring)
+        write_record(folder / "measurements.json", measurements)
+        made = make_plan(facts, measurements, objective, limits, wishes=wishes)
     write_plan(folder / "plan.toml", made)
     write_record(folder / "plan.json", made)
     run = _train(loaded, made, folder, measuring) if train and loaded else None
     return _answer(made, measurements, folder, run)
 
 
+def _limits(bounds: Bounds) -> Limits:
+    def given(name: str, parse: Callable[[str], Number], text: str | None) -> Number | None:
+        return option(name, parse, text) if text else None
+
+    return Limits(
+        memory_limit_bytes=given("--memory-limit", parse_bytes, bounds.memory_limit),
+        headroom=bounds.headroom,
+        max_batch_size=bounds.max_batch,
+        min_updates=bounds.min_updates,
+        num_replicas=bounds.replicas,
+        bandwidth_bytes_per_second=given("--bandwidth", parse_bytes, bounds.bandwidth),
+        training_seconds=given("--time-budget-train", parse_seconds, bounds.time_budget_train),
+        slowdown=bounds.slowdown,
+    )
+
+
+def parse_target(text: str, facts: TaskFacts) -> Target:
+    """Read ``METRIC=VALUE``, in the direction of the task's own target, or with >= or <=.
+
+    Raises:
+        InvalidInputError: the text is no such target, or ``=`` leaves the direction open.
+    """
+    match = re.fullmatch(r"\s*(.+?)\s*(>=|<=|=)\s*(\S+)\s*", text)
+    try:
+        metric, sign, value = (match[1], match[2], float(match[3])) if match else ("", "", math.nan)
+    except ValueError:
+        metric, sign, value = "", "", math.nan
+    if not math.isfinite(value):
+        hint = "as in --target accuracy=0.98"
+        raise InvalidInputError(f"--target {text!r}", need="METRIC=VALUE", hint=hint)
+    own = facts.target
+    if sign == "=" and (own is None or own.metric != metric):
+        found = f"--target {text!r}, while the task's target is {own or 'none'}"
+        hint = f"--target '{metric}>={value:g}' or '{metric}<={value:g}'"
+        raise InvalidInputError(found, need="the direction of this metric", hint=hint)
+    higher = own.higher_is_better if sign == "=" and own else sign == ">="
+    return Target(metric, value, higher)
+
+
 def _measurements(
-    spec: str, measuring: Measuring, out: Path | None, *, train: bool, refresh: bool
+    spec: str, measuring: Measuring, out: Path | None, *, refresh: bool, **needs_task: bool
 ) -> tuple[Measurements, Path, Task | None]:
     """The measurements, the folder they lie in, and the task where it was loaded."""
     if path := saved_file(spec):
-        measurements = read_saved(path, measuring, train=train, refresh=refresh)
+        measurements = read_saved(path, measuring, refresh=refresh, **needs_task)
         folder = out or path.parent
         if folder != path.parent:
             write_record(folder / "measurements.json", measurements)
@@ -128,7 +216,7 @@ def _answer(plan: Plan, measurements: Measurements, folder: Path, run: Run | Non
     from rightbatch.report.terminal import decision_table, render
 
     report = _write_report(folder)
-    facts = measurements.task
+    facts = measurements.task.replace(target=plan.target or measurements.task.target)
     trained = run_answer(run) if run else None
     files = {name: str(folder / file) for name, file in _FILES.items()}
     document: dict[str, Any] = {
@@ -137,7 +225,10 @@ def _answer(plan: Plan, measurements: Measurements, folder: Path, run: Run | Non
         "plateau": plan.plateau,
         "predicted": plan.predicted.model_dump(mode="json") if plan.predicted else None,
         "decisions": [decision.model_dump(mode="json") for decision in plan.decisions],
-        "notes": plan.notes,
+        "notes": plan.warnings,
+        "guards": [guard.model_dump(mode="json") for guard in plan.guards],
+        "doubts": [doubt.model_dump(mode="json") for doubt in plan.doubts],
+        "batch_schedule": plan.batch_schedule.model_dump(mode="json") if plan.batch_schedule else None,
         "run": trained.document if trained else None,
         "files": files | {"report": str(report) if report else None},
     }
@@ -146,7 +237,7 @@ def _answer(plan: Plan, measurements: Measurements, folder: Path, run: Run | Non
         document=document,
         text=(
             render(decision_table(plan, facts.recipe)),
-            *(f"Note: {note}" for note in plan.notes),
+            *(f"Note: {note}" for note in plan.warnings),
             answer_sentence(plan, facts),
             *(trained.text if trained else ()),
             *(f"Next: {step}" for step in steps),

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from rightbatch.cli.output import say
 from rightbatch.cli.progress import measure_bar
-from rightbatch.core.errors import InvalidInputError
+from rightbatch.core.errors import InvalidInputError, MeasurementError
 from rightbatch.core.samples import Measurements
 from rightbatch.core.store import read_record
 from rightbatch.core.units import parse_seconds
@@ -126,6 +126,18 @@ def measured(spec: str, measuring: Measuring, stages: Sequence[str]) -> Measurem
     if path := saved_file(spec):
         return read_saved(path, measuring)
     return measure_task(load(spec, measuring.device), measuring, stages=stages)
+
+
+def require(model: Value | None, stage: str) -> Value:
+    """The model of a stage that was asked for.
+
+    Raises:
+        MeasurementError: the samples were too few to fit one.
+    """
+    if model is None:
+        hint = "give the measurement more time: --time-budget"
+        raise MeasurementError(f"no usable samples of {stage}", need="a few", hint=hint)
+    return model
 
 
 def option(name: str, parse: Callable[[str], Value], text: str) -> Value:

@@ -104,3 +104,18 @@ def parse_accelerator(text: str) -> Accelerator:
     family = [name for name in ACCELERATORS if name.startswith(f"cuda:{word}-")]
     hint = f"use {' or '.join(family)}" if family else did_you_mean(f"cuda:{word}", ACCELERATORS)
     raise InvalidInputError(f"device {text!r}", need="an accelerator of the catalogue", hint=hint)
+
+
+def find_accelerator(device_name: str) -> Accelerator | None:
+    """The accelerator that torch calls by this name; None where it is none of the catalogue.
+
+    >>> found = find_accelerator("NVIDIA H100 80GB HBM3")
+    >>> found.name if found else None
+    'cuda:h100-80gb'
+    """
+    words = set(device_name.lower().replace("-", " ").split())
+    for accelerator in ACCELERATORS.values():
+        parts = accelerator.name.removeprefix("cuda:").split("-")
+        if words >= set(parts):
+            return accelerator
+    return None

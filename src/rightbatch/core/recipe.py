@@ -27,6 +27,8 @@ Positive = Annotated[float, _Number, Field(gt=0)]
 NonNegative = Annotated[float, _Number, Field(ge=0)]
 Fraction = Annotated[float, _Number, Field(ge=0, lt=1)]
 Count = Annotated[int, _Number, Field(ge=1)]
+Precision = Literal["fp32", "bf16", "fp16"]
+_SCHEDULE_NEEDS = {"step": ("decay_at", "decay_factor"), "plateau": ("decay_factor", "patience")}
 
 
 class Constants(Record):
@@ -46,16 +48,22 @@ class Constants(Record):
     """Passes over the training data; give this or ``steps``."""
     steps: Count | None = None
     """Optimizer steps."""
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    schedule: Literal["constant", "cosine", "linear", "step", "plateau"] = "constant"
     """What the learning rate does after warmup, over the rest of the run."""
+    decay_at: tuple[Count, ...] | None = None
+    """Of ``step``: examples after each of which the rate is multiplied by ``decay_factor``."""
+    decay_factor: Annotated[float, _Number, Field(gt=0, lt=1)] | None = None
+    """Of ``step`` and ``plateau``."""
+    patience: Count | None = None
+    """Of ``plateau``: evaluations without a new best after which the rate is multiplied."""
     warmup_examples: Annotated[int, Field(ge=0)] = 0
     """Examples over which the rate climbs linearly to its full value."""
     clip_norm: Positive | None = None
     """Largest global gradient norm per update; None does not clip."""
     ema_decay: Fraction | None = None
     """Decay per update of the averaged weights used for evaluation; None keeps none."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """``bf16`` is autocast: parameters, gradients and optimizer state stay fp32."""
+    precision: Precision = "fp32"
+    """``bf16`` and ``fp16`` are autocast: parameters, gradients and optimizer state stay fp32."""
     sampler: Literal["shuffle", "sequential", "replacement"] = "shuffle"
 
     @model_validator(mode="after")
@@ -63,6 +71,19 @@ class Constants(Record):
         if (self.epochs is None) == (self.steps is None):
             found = f"epochs = {self.epochs} and steps = {self.steps}"
             raise InvalidInputError(found, need="exactly one of the two", hint="keep epochs or steps")
+        return self
+
+    @model_validator(mode="after")
+    def _what_the_schedule_needs(self) -> Constants:
+        needs = _SCHEDULE_NEEDS.get(self.schedule, ())
+        for name in ("decay_at", "decay_factor", "patience"):
+            if (getattr(self, name) is not None) != (name in needs):
+                found = f"schedule = {self.schedule!r} with {name} = {getattr(self, name)}"
+                need = " and ".join(needs) or "none of decay_at, decay_factor and patience"
+                raise InvalidInputError(found, need=need, hint=f"set or remove {name}")
+        if self.decay_at is not None and list(self.decay_at) != sorted(set(self.decay_at)):
+            found = f"decay_at = {list(self.decay_at)}"
+            raise InvalidInputError(found, need="examples that rise", hint="sort them")
         return self
 
     @field_serializer("optimizer")

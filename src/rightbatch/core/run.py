@@ -19,8 +19,14 @@ class Outcome(StrEnum):
     TARGET_REACHED = "target_reached"
     FINISHED = "finished"  # every planned example was processed
     STOPPED = "stopped"  # the caller's own limit on updates
-    INTERRUPTED = "interrupted"
-    DIVERGED = "diverged"  # a loss or gradient was not finite
+    INTERRUPTED = "interrupted"  # by Ctrl-C
+    TERMINATED = "terminated"  # by SIGTERM, as schedulers send it
+    DIVERGED = "diverged"  # a loss, gradient or metric was not finite, or the loss ran away
+
+    @property
+    def can_resume(self) -> bool:
+        """Whether the run was stopped from outside and goes on where it stopped."""
+        return self in {Outcome.STOPPED, Outcome.INTERRUPTED, Outcome.TERMINATED}
 
 
 class Evaluation(Record):
@@ -52,6 +58,10 @@ class Run(Record):
     target: Target | None
     evaluations: tuple[Evaluation, ...]
     run_dir: Path
+    skipped_updates: int = 0
+    """Updates left out because their gradient overflowed in half precision."""
+    suspects: tuple[int, ...] = ()
+    """Indices of the training examples of the update at which a run diverged, the bad ones if known."""
 
     @property
     def target_reached(self) -> bool:

@@ -13,6 +13,35 @@ Owner = Literal[
 ]
 
 
+GradientSource = Literal["micro-batches", "per-example", "groups", "replicas"]
+Coupling = Literal["batch-norm", "loss"]
+"""What makes an example's gradient depend on the others of its batch."""
+
+
+class WorstCase(Record):
+    """The examples that cost most, and how much of the training data was looked at."""
+
+    indices: tuple[int, ...] = ()
+    """Into the training data; a batch repeats them. Empty where no two examples differ in size."""
+    key: Literal["longest", "largest", "most_items", "fields"] | None = None
+    """What ranks them: the longest dimension, the bytes, the number of items of one example, or two
+    examples that hold the longest of different fields."""
+    scanned: int
+    """Examples whose size was seen; 0 where examples show none."""
+    of: int
+
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """What the scan assumed and what it did not cover, in words."""
+        if not self.scanned:
+            return ("examples show no size: the first ones were traced, and larger ones may come",)
+        assumed = "examples differ in size: every one is taken to be as large as the largest seen"
+        missing = (
+            f"{self.of - self.scanned:,} of {self.of:,} examples were not looked at and may be larger"
+        )
+        return (assumed,) * (self.key is not None) + (missing,) * (self.scanned < self.of)
+
+
 class MemoryTrace(Record):
     """The ordered allocations and frees of two training steps at one micro-batch size.
 
@@ -38,6 +67,8 @@ class MemoryTrace(Record):
     """Which storage is born or dies, numbered by birth; empty where the trace does not say."""
     caveats: tuple[str, ...] = ()
     """What the trace could not see or had to assume, in words."""
+    worst_case: WorstCase | None = None
+    """The examples that the batch was made of; None where they were not chosen by size."""
 
 
 class StepTiming(Record):
@@ -53,6 +84,16 @@ class LoaderTiming(Record):
     micro_batch_size: int
     num_workers: int
     seconds: tuple[float, ...]
+
+
+class SparseNorms(Record):
+    """Squared norms of the two parts of a gradient whose sum is the whole: positives and negatives."""
+
+    positive_small_sq_norm: float
+    positive_big_sq_norm: float
+    negative_small_sq_norm: float
+    negative_big_sq_norm: float
+    positives_per_example: float
 
 
 class GradientSample(Record):
@@ -73,7 +114,23 @@ class GradientSample(Record):
     preconditioned_small_sq_norm: float | None = None
     """The same with each coordinate's square divided by sqrt(v)+eps; None without such an optimizer."""
     preconditioned_big_sq_norm: float | None = None
-    source: Literal["micro-batches"] = "micro-batches"
+    source: GradientSource = "micro-batches"
+    """What the small batches are: the micro-batches of accumulation, single examples, groups cut from
+    one batch for the measurement, or the replicas of data-parallel training."""
+    num_small_batches: int | None = None
+    """How many small batches the mean is over; None where it was not recorded."""
+    covered: float = 1.0
+    """Share of the trainable parameters whose gradients are in the norms, above 0 and at most 1."""
+    population: int | None = None
+    """Examples from which the large batch was drawn without replacement; None: with replacement."""
+    coupling: Coupling | None = None
+    """What makes an example's gradient depend on the others of its small batch; None where nothing."""
+    targets_per_example: float = 1.0
+    """Counted targets (tokens, positions) in an example, on average over the large batch."""
+    seconds: float | None = None
+    """What taking the sample cost; None where it was not timed."""
+    positives: SparseNorms | None = None
+    """The same norms of the positives' and the negatives' part; None where the task declares none."""
 
 
 class PilotPoint(Record):
@@ -84,6 +141,28 @@ class PilotPoint(Record):
     """Mean training loss per target since the previous point."""
     metrics: dict[str, float]
     """What the task's ``evaluate`` returned; empty where it was not called."""
+
+
+class RateTrial(Record):
+    """One learning rate, trained for a while from a point that other rates start from, too."""
+
+    learning_rate: float
+    losses: tuple[float, ...]
+    """Mean training loss per target over one window of examples after another."""
+    diverged: bool = False
+    """Whether the loss ceased to be finite after the last window."""
+
+
+class RateTuning(Record):
+    """Trials of several learning rates at one batch size, over the same examples."""
+
+    batch_size: int
+    rule_rate: float
+    """What the optimizer's rule gave at this batch size."""
+    examples_seen: int
+    """Training progress at which the trials start."""
+    window_examples: int
+    trials: tuple[RateTrial, ...]
 
 
 class Measurements(Record):
@@ -99,6 +178,8 @@ class Measurements(Record):
     loader_timings: tuple[LoaderTiming, ...] = ()
     gradients: tuple[GradientSample, ...] = ()
     pilot: tuple[PilotPoint, ...] = ()
+    rate_tunings: tuple[RateTuning, ...] = ()
+    """Learning rates that were tried at planned batch sizes."""
     complete: tuple[str, ...] = ()
     """Stages that need no more samples: ``memory``, ``loader``, ``speed``, ``noise``."""
     notes: tuple[str, ...] = ()

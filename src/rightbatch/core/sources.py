@@ -61,6 +61,96 @@ SOURCES: dict[str, Source] = {
         "docs/noise.md",
         "factor and spread between a noise scale and the critical batch size",
     ),
+    "shallue2019": Source(
+        "Shallue et al.: Measuring the Effects of Data Parallelism on Neural Network Training",
+        "arXiv:1811.03600",
+        "no loss of accuracy from batch size where rate and steps are tuned",
+    ),
+    "wu2018": Source(
+        "Wu, He: Group Normalization",
+        "arXiv:1803.08494, Sec. 4.1",
+        "error of BatchNorm against examples per group",
+    ),
+    "lin2017": Source(
+        "Lin et al.: Focal Loss for Dense Object Detection",
+        "arXiv:1708.02002, Sec. 3.3 and 4.1",
+        "initial bias at the prior of rare positives",
+    ),
+    "merrill2025": Source(
+        "Merrill et al.: Critical Batch Size Revisited",
+        "arXiv:2505.23971, Sec. 3",
+        "the critical batch size is small at first and grows",
+    ),
+    "steplaw2025": Source(
+        "Li et al.: Predictable Scale (Step Law); Bi et al.: DeepSeek LLM",
+        "arXiv:2503.04715; arXiv:2401.02954",
+        "batch sizes of language models in tokens",
+    ),
+    "korthikanti2022": Source(
+        "Korthikanti et al.: Reducing Activation Recomputation in Large Transformer Models",
+        "arXiv:2205.05198, Sec. 4, Eq. 1",
+        "activation bytes of a transformer layer",
+    ),
+    "sparse_law": Source(
+        "rightbatch: gradient of rare positives",
+        "docs/plan.md",
+        "expected positives, P(none) = (1 - p)^n",
+    ),
+    "forgetting": Source(
+        "rightbatch: distance moved in fine-tuning",
+        "docs/advise.md",
+        "weights move by rate times updates",
+    ),
+    "train_page": Source(
+        "rightbatch training loop", "docs/train.md", "the exact gradient of an accumulated batch"
+    ),
+    "rate_trials": Source(
+        "Learning rates tried on this task in short branches",
+        "measurements.json, rate_tunings; after Merrill et al. 2025, arXiv:2505.23971, Sec. 3.1",
+        "the planned learning rate, where trials were asked for",
+    ),
+    "practice": Source(
+        "Common practice, without proof", "docs/advise.md", "where to begin when nothing is known"
+    ),
+    "definition": Source("By definition", "docs/plan.md", "counts that follow from other counts"),
+    "johnson2020": Source(
+        "Johnson et al.: AdaScale SGD",
+        "arXiv:2007.05105, Sec. 3; the same as the ratio of arXiv:1812.06162, Eq. 2.6",
+        "SGD's rate where the batch nears the noise scale",
+    ),
+    "li2024": Source(
+        "Li et al.: Surge Phenomenon in Optimal Learning Rate and Batch Size Scaling",
+        "arXiv:2405.14578, Eq. 2",
+        "Adam's best rate falls again above a batch size of its own",
+    ),
+    "ma2021": Source(
+        "Ma, Yarats: On the adequacy of untuned warmup for adaptive optimization",
+        "arXiv:1910.04209, Sec. 5",
+        "Adam's warmup of 2 / (1 - beta2) updates",
+    ),
+    "patarasuk2009": Source(
+        "Patarasuk, Yuan: Bandwidth optimal all-reduce algorithms for clusters of workstations",
+        "J. Parallel Distrib. Comput. 69(2), 2009",
+        "bytes that an all-reduce over R devices moves",
+    ),
+    "batch_norm_window": Source(
+        "rightbatch: examples that BatchNorm's running statistics remember",
+        "docs/plan.md",
+        "BatchNorm momentum, moved once for each micro-batch",
+    ),
+    "meterez2025": Source(
+        "Meterez et al.: Seesaw",
+        "arXiv:2510.14717",
+        "a rate that would halve falls by sqrt(2) while the batch doubles",
+    ),
+    "devarakonda2017": Source(
+        "Devarakonda et al.: AdaBatch", "arXiv:1712.02029", "a batch that doubles during training"
+    ),
+    "gray2024": Source(
+        "Gray et al.: Normalization Layer Per-Example Gradients",
+        "arXiv:2411.00999",
+        "a batch that grows linearly during training",
+    ),
     "default": Source(
         "No rule is known to apply; today's value is kept", "docs/plan.md", "unknown optimizers"
     ),

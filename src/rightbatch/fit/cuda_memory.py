@@ -195,8 +195,11 @@ def largest_micro_batch(
 
     best = predict(1)
     if not best.fits:
-        found = f"one example does not fit into {format_bytes(memory_bytes)}"
-        need, hint = "a larger device or a smaller step", "use bf16 or activation checkpointing"
+        least = predict_cuda_memory(traces, 1, capability=capability, options=options).high_bytes
+        found = f"one example needs {least:,} bytes ({format_bytes(least)}) with the CUDA context"
+        found += f" and does not fit into {memory_bytes:,}"
+        need = f"{max(1, least - memory_bytes):,} bytes more"
+        hint = "raise the limit, or try --precision bf16, --checkpointing, or an optimizer like sgd"
         raise InfeasibleError(found, need=need, hint=hint)
     fails = 2
     while fails <= LARGEST_SIZE and (grown := predict(fails)).fits:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -43,24 +43,54 @@ class Ratio(NamedTuple):
     high: float | None
 
 
-def fieller_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Ratio:
-    """Interval for mean(numerators) / mean(denominators) from n >= 2 pairs.
+class _Moments(NamedTuple):
+    """Weighted means of pairs, the covariance [2, 2] of these means, and how many pairs count."""
+
+    means: NDArray[np.float64]
+    covariance: NDArray[np.float64]
+    effective: int
+
+
+def _moments(
+    numerators: Sequence[float], denominators: Sequence[float], weights: Sequence[float] | None
+) -> _Moments:
+    pairs = np.array([numerators, denominators], float)
+    n = pairs.shape[1]
+    w = np.full(n, 1 / n) if weights is None else np.asarray(weights, float) / np.sum(weights)
+    shrink = float(w @ w)  # 1/n for equal weights
+    means = pairs @ w
+    centred = pairs - means[:, None]
+    covariance = (w * centred) @ centred.T * shrink / (1 - shrink)
+    return _Moments(means, covariance, int(1 / shrink + 1e-9))
+
+
+def fieller_ratio(
+    numerators: Sequence[float],
+    denominators: Sequence[float],
+    weights: Sequence[float] | None = None,
+) -> Ratio:
+    """Interval for mean(numerators) / mean(denominators) from n >= 2 independent pairs.
 
     The interval holds every ratio r for which mean(a - r b) cannot be told from zero (Fieller
     1954). It is unbounded when the denominator itself cannot be told from zero, which is what
     such data mean. Averages are taken before the division, because the mean of per-pair ratios
-    is biased.
+    is biased. Where the pairs drift, the interval is for the ratio of their averages, and the
+    drift widens it.
+
+    Args:
+        numerators: one of each pair.
+        denominators: the other.
+        weights: of the pairs; equal where None. Student's t then has (sum w)^2 / sum w^2 - 1
+            degrees of freedom (Kish 1965).
 
     >>> fieller_ratio([2.0, 2.2, 1.8], [1.0, 1.1, 0.9])
     Ratio(value=2.0, low=2.0, high=2.0)
     >>> fieller_ratio([2.0, 2.2, 1.8], [1.0, -1.1, 0.9]).high is None
     True
     """
-    a, b = np.asarray(numerators, float), np.asarray(denominators, float)
-    n = len(a)
-    mean_a, mean_b = float(a.mean()), float(b.mean())
-    covariance = np.cov(a, b) / n
-    t_squared = t_quantile(n - 1) ** 2
+    moments = _moments(numerators, denominators, weights)
+    (mean_a, mean_b), covariance = moments.means.tolist(), moments.covariance
+    t_squared = t_quantile(max(moments.effective - 1, 1)) ** 2
     # (mean_a - r mean_b)^2 <= t^2 Var(mean_a - r mean_b) is a quadratic inequality in r.
     square = mean_b**2 - t_squared * covariance[1, 1]
     cross = mean_a * mean_b - t_squared * covariance[0, 1]
@@ -75,6 +105,42 @@ def fieller_ratio(numerators: Sequence[float], denominators: Sequence[float]) ->
     # holds at 0, where the numerator cannot be told from zero either.
     roots = [(cross - root) / square, (cross + root) / square] if square and constant > 0 else []
     return Ratio(value, float(max([0.0, *roots])), None)
+
+
+def log_error_of_ratio(
+    numerators: Sequence[float],
+    denominators: Sequence[float],
+    weights: Sequence[float] | None = None,
+) -> float | None:
+    """Standard error of log(mean(a) / mean(b)) by the delta method; None unless both are positive.
+
+    >>> round(log_error_of_ratio([1.0, 1.2, 0.8], [1.0, 1.0, 1.0]), 4)
+    0.1155
+    """
+    moments = _moments(numerators, denominators, weights)
+    if moments.means.min() <= 0:
+        return None
+    gradient = np.array([1, -1]) / moments.means
+    return float(np.sqrt(max(gradient @ moments.covariance @ gradient, 0.0)))
+
+
+def jackknife(
+    statistic: Callable[[NDArray[np.float64]], float], rows: NDArray[np.float64]
+) -> tuple[float, float]:
+    """A statistic of column means and its standard error, leaving out one row after another.
+
+    Args:
+        statistic: of the means, shape [columns]; smooth, such as a logarithm of a ratio.
+        rows: independent samples, [n, columns]; at least 2.
+
+    Returns:
+        The statistic of all rows, and sqrt((n-1)/n sum (leave-one-out - their mean)^2); nan
+        where the statistic has no value on some subset.
+    """
+    n = len(rows)
+    means = rows.mean(axis=0)
+    without = np.array([statistic(m) for m in (n * means - rows) / (n - 1)])
+    return statistic(means), float(np.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum()))
 
 
 def median_standard_error(samples: NDArray[np.float64]) -> float:

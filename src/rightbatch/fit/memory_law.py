@@ -93,21 +93,26 @@ def signature(trace: MemoryTrace) -> tuple[object, ...]:
     return (trace.source, trace.operators, trace.operator, trace.phase, falls.tobytes())
 
 
-def fit_law(traces: Sequence[MemoryTrace]) -> Law:
+def fit_law(traces: Sequence[MemoryTrace], *, curved: bool | None = None) -> Law:
     """Interpolate aligned traces event by event and take the upper envelope.
 
     The outermost sizes fix the coefficients, so that storages which libraries round up to whole
-    pages bend the slope least. A line, or a parabola where that meets the other sizes better.
+    pages bend the slope least. A parabola meets any three sizes, so rounding looks like one: it is
+    taken only where something else vouches for it.
 
     Args:
         traces: at least two, aligned, of different sizes.
+        curved: whether sizes inside the step grow with the square of the batch size; None is not
+            known, and a parabola has to meet a fourth size to the byte.
     """
     ordered = sorted(traces, key=lambda t: t.micro_batch_size)
     sizes = np.array([t.micro_batch_size for t in ordered])
     deltas = np.array([t.delta_bytes for t in ordered], dtype=np.int64)
-    outer, middle = [0, len(sizes) - 1], len(sizes) // 2
-    choices = [outer, [0, middle, len(sizes) - 1]] if len(sizes) >= 3 else [outer]
-    rows = min(choices, key=lambda rows: _largest_error(sizes, deltas, rows))
+    rows, parabola = [0, len(sizes) - 1], [0, len(sizes) // 2, len(sizes) - 1]
+    if len(sizes) >= 3 and curved is not False:
+        error = _largest_error(sizes, deltas, parabola)
+        vouched = curved or (len(sizes) >= 4 and error < 1)
+        rows = parabola if vouched and error < _largest_error(sizes, deltas, rows) else rows
     coefficients, denominator = _interpolate(sizes[rows].tolist(), deltas[rows])
     pieces, last_size = _pieces(ordered[-1], coefficients, smallest=int(sizes[0]))
     return Law(

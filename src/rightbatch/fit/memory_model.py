@@ -18,7 +18,6 @@ import numpy as np
 
 from rightbatch.core.errors import InfeasibleError, InvalidInputError, MeasurementError
 from rightbatch.core.samples import MemoryTrace, Owner
-from rightbatch.core.units import format_bytes
 from rightbatch.fit.memory_law import (
     Ints,
     Law,
@@ -27,10 +26,13 @@ from rightbatch.fit.memory_law import (
     peak_parts,
     signature,
 )
+from rightbatch.fit.shortfall import shortfall
 
 # What a fake trace may miss, as a share of its peak: the largest seen on small nets, rounded up.
-# Convolutions 42 %, recurrent layers of oneDNN 98 %; nets whose weights dominate miss far less.
-_UNSEEN_SHARE = {"convolution": 0.45, "mkldnn_rnn_layer": 1.0}
+# Convolutions 42 %, recurrent layers of oneDNN 103 %; nets whose weights dominate miss far less.
+_UNSEEN_SHARE = {"convolution": 0.45, "mkldnn_rnn_layer": 1.25}
+# Operators that keep a part of their input: fake tensors take all of it.
+_SELECTING = ("aten.nonzero", "aten.masked_select")
 # Streams at tiny sizes alone, with none at 16 or more to confirm them: largest error seen 10.5 %.
 _UNCONFIRMED_SHARE = 0.12
 _CONFIRMING_SIZE = 16
@@ -107,8 +109,10 @@ class MemoryModel:
     def low_bytes(self, micro_batch_size: int) -> int:
         """Lower end of the interval; the peak itself where the law is exact."""
         low = min(law.peak_bytes(micro_batch_size) for law in self._laws(micro_batch_size))
-        low -= self._spread(micro_batch_size)
-        return max(0, low - math.ceil(self.low_share * low))
+        smallest = min(self.family)  # no choice that data makes can take less than this
+        least = self.peak_bytes(smallest) if micro_batch_size >= smallest else 0
+        low = max(low - self._spread(micro_batch_size), min(low, least))
+        return low - math.ceil(self.low_share * low)
 
     def high_bytes(self, micro_batch_size: int) -> int:
         """Upper end of the interval; the peak itself where the law is exact."""
@@ -156,13 +160,7 @@ class MemoryModel:
             raise InvalidInputError(f"headroom = {headroom}", need="a share in [0, 1)", hint="use 0.1")
         usable = int(limit_bytes * (1 - headroom))
         if (least := self.high_bytes(1)) > usable:
-            parts = self.breakdown(1)
-            largest = max(parts, key=lambda owner: parts[owner])
-            found = f"one example needs {least:,} bytes ({format_bytes(least)}), usable are {usable:,}"
-            need = f"{least - usable:,} bytes more"
-            part = format_bytes(parts[largest])
-            hint = f"raise the limit, or shrink {largest}, at {part} the largest part"
-            raise InfeasibleError(found, need=need, hint=hint)
+            raise InfeasibleError(*shortfall(least, usable, self.breakdown(1)))
         fits, fails = 1, self.valid_range[1] + 1
         while fails - fits > 1:
             middle = (fits + fails) // 2
@@ -218,26 +216,29 @@ def fit_memory_model(traces: Sequence[MemoryTrace]) -> MemoryModel:
     if len(chosen) < 2:
         found = f"{len(fakes)} fake and {len(kernels)} real memory trace(s)"
         raise MeasurementError(found, need="two sizes of one kind", hint="trace sizes 2 and 3")
-    fitted = _fit(chosen)
-    caveats = list(dict.fromkeys(text for trace in (*fakes, *kernels) for text in trace.caveats))
+    shapes = _fit(fakes, curved=True) if len(fakes) >= 2 else None  # whole polynomials, no rounding
+    fitted = _fit(kernels, curved=_is_curved(shapes)) if real or shapes is None else shapes
+    scans = [trace.worst_case.caveats for trace in (*fakes, *kernels) if trace.worst_case]
+    told = [*scans, *(trace.caveats for trace in (*fakes, *kernels))]
+    caveats = list(dict.fromkeys(text for texts in told for text in texts))
     if fitted.miss > _ROUNDING or fitted.slope_share:
         caveats.append(f"traced sizes do not follow one law: {fitted.share:.1%} added on both sides")
-    unseen, doubt = _doubt(chosen, real=real)
+    low_doubt, high_doubt, doubt = _doubt(chosen, real=real)
     caveats += [doubt] if doubt else []
     if _input_bytes(chosen[0]) >= _input_bytes(chosen[-1]):
         sizes = f"{chosen[0].micro_batch_size} and {chosen[-1].micro_batch_size} examples"
         caveats.append(f"batches of {sizes} take the same bytes: does collate ignore examples?")
     if chosen[0].micro_batch_size > 1:
         caveats.append("a micro-batch of 1 was not traced: it may take other kernels")
-    assumed = real and len(fakes) >= 2 and any(trace.caveats for trace in fakes)
+    assumed = shapes if real and any(trace.caveats for trace in fakes) else None
     return MemoryModel(
         laws=fitted.laws,
         family=fitted.family,
         evidence="measured" if real else "derived",
         residual_bytes=fitted.residual_bytes,
-        low_share=fitted.share + (unseen if real else 0.0),
-        high_share=fitted.share + unseen,
-        worst_case=_fit(fakes).laws[-1] if assumed else None,
+        low_share=min(1.0, fitted.share + low_doubt),
+        high_share=fitted.share + high_doubt,
+        worst_case=assumed.laws[-1] if assumed else None,
         caveats=tuple(caveats),
     )
 
@@ -257,16 +258,24 @@ class _Fitted:
         return max(_CAUTION * self.miss, self.slope_share, rounding)
 
 
-def _fit(traces: Sequence[MemoryTrace]) -> _Fitted:
+def _is_curved(shapes: _Fitted | None) -> bool | None:
+    """Whether sizes inside the step grow with the square of the batch; None where fakes do not say."""
+    if shapes is None or shapes.residual_bytes:
+        return None
+    return any(law.degree > 1 for law in shapes.laws)
+
+
+def _fit(traces: Sequence[MemoryTrace], *, curved: bool | None) -> _Fitted:
     """Fit each family of aligned streams; the line through the peaks where that describes them better.
 
     Args:
         traces: of one source, in order of size.
+        curved: as ``fit_law`` takes it.
     """
     families: defaultdict[tuple[object, ...], list[MemoryTrace]] = defaultdict(list)
     for trace in traces:
         families[signature(trace)].append(trace)
-    laws = [law for family in families.values() if len(family) >= 2 for law in _split(family)]
+    laws = [law for family in families.values() if len(family) >= 2 for law in _split(family, curved)]
     fitted = _judge(traces, laws, 0.0) if laws else None
     if fitted is not None and fitted.miss <= _TOLERATED:
         return fitted
@@ -275,13 +284,13 @@ def _fit(traces: Sequence[MemoryTrace]) -> _Fitted:
     return line if fitted is None or line.miss < fitted.miss else fitted
 
 
-def _split(family: Sequence[MemoryTrace]) -> list[Law]:
+def _split(family: Sequence[MemoryTrace], curved: bool | None) -> list[Law]:
     """One law, or one for small and one for large sizes where storages change their formula."""
-    law = fit_law(family)
+    law = fit_law(family, curved=curved)
     if len(family) < 4 or _judge(family, [law], 0.0).miss <= _TOLERATED:
         return [law]
     half = len(family) // 2
-    return [*_split(family[:half]), *_split(family[half:])]
+    return [*_split(family[:half], curved), *_split(family[half:], curved)]
 
 
 def _judge(traces: Sequence[MemoryTrace], laws: Sequence[Law], slope_share: float) -> _Fitted:
@@ -298,20 +307,23 @@ def _judge(traces: Sequence[MemoryTrace], laws: Sequence[Law], slope_share: floa
     )
 
 
-def _doubt(traces: Sequence[MemoryTrace], *, real: bool) -> tuple[float, str]:
-    """Share of the peak that the traces cannot vouch for, and why."""
+def _doubt(traces: Sequence[MemoryTrace], *, real: bool) -> tuple[float, float, str]:
+    """Shares of the peak, below and above, that the traces cannot vouch for, and why."""
     if real:
         if traces[-1].micro_batch_size >= _CONFIRMING_SIZE:
-            return 0.0, ""
+            return 0.0, 0.0, ""
         reason = (
             f"no real step of {_CONFIRMING_SIZE} examples was run: larger ones may take other kernels"
         )
-        return _UNCONFIRMED_SHARE, f"{reason} with up to {_UNCONFIRMED_SHARE:.0%} more scratch"
+        text = f"{reason} with up to {_UNCONFIRMED_SHARE:.0%} more scratch"
+        return _UNCONFIRMED_SHARE, _UNCONFIRMED_SHARE, text
     operators = {name for trace in traces for name in trace.operators}
     found = [key for key in _UNSEEN_SHARE if any(key in name for name in operators)]
-    share = max((_UNSEEN_SHARE[key] for key in found), default=0.0)
+    # Kernels turn Python numbers into tensors: a few bytes that fakes never see.
+    share = max((_UNSEEN_SHARE[key] for key in found), default=_ROUNDING)
     kernels = " and ".join(found)
-    return share, f"scratch inside {kernels} kernels is not seen: up to {share:.0%}" if found else ""
+    text = f"scratch inside {kernels} kernels is not seen: up to {share:.0%}" if found else ""
+    return float(any(name in operators for name in _SELECTING)), share, text
 
 
 def _input_bytes(trace: MemoryTrace) -> int:

@@ -6,12 +6,14 @@ batch size. S_min is not known from a pilot, so only ratios between batch sizes 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rightbatch.core.facts import OptimizerFamily
+from rightbatch.core.plan import Interval
 from rightbatch.fit.intervals import NORMAL_QUANTILE
 from rightbatch.fit.noise_scale import NoiseScale
 
@@ -54,6 +56,66 @@ class StepsModel:
             return np.exp(rng.uniform(np.log(self.low), np.log(self.high), num_draws))
         sd = np.log(self.high / self.low) / (2 * NORMAL_QUANTILE)
         return self.critical_batch_size * np.exp(sd * rng.standard_normal(num_draws))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gain:
+    """What a batch size does, at the best learning rate for each batch size."""
+
+    batch_size: int
+    progress_per_step: Interval
+    """Of a step with the true gradient: 1 / (1 + B_crit/B)."""
+    progress_per_example: Interval
+    """Of an example in the smallest batches: 1 / (1 + B/B_crit)."""
+    steps_ratio: Interval
+    """Steps to the same loss over today's."""
+    examples_ratio: Interval
+    """Examples to the same loss over today's."""
+
+
+def batches_around(batch_size: int) -> list[int]:
+    """A batch size and three halvings and doublings of it, in whole examples.
+
+    >>> batches_around(6)
+    [1, 2, 3, 6, 12, 24, 48]
+    """
+    return sorted({max(1, round(batch_size * 2.0**power)) for power in range(-3, 4)})
+
+
+def gains(model: StepsModel, batch_sizes: Sequence[int], today: int) -> list[Gain]:
+    """What each batch size gains (McCandlish et al. 2018, Eqs. 2.5-2.7 and 2.11-2.12).
+
+    Every ratio is monotone in the critical batch size, so the ends of its interval give theirs.
+    Where the noise scale has no upper bound, the limit of an infinite one takes its place, and the
+    value is that at the lower bound.
+
+    Args:
+        model: its interval holds the error of the noise scale and of the calibration.
+        batch_sizes: examples in a step.
+        today: the batch size that the ratios refer to.
+    """
+    value = model.critical_batch_size if model.decided else model.low
+    criticals = np.array([value, model.low, model.high if model.decided else np.inf])
+    inverse = 1 / criticals  # stays finite where a critical batch size does not
+    found: list[Gain] = []
+    for batch in batch_sizes:
+        per_step = batch * inverse / (1 + batch * inverse)
+        steps = today / batch * (1 + batch * inverse) / (1 + today * inverse)
+        found.append(
+            Gain(
+                batch_size=batch,
+                progress_per_step=_interval(per_step),
+                progress_per_example=_interval(1 - per_step),
+                steps_ratio=_interval(steps),
+                examples_ratio=_interval(steps * batch / today),
+            )
+        )
+    return found
+
+
+def _interval(values: NDArray[np.float64]) -> Interval:
+    """The first value, between the smallest and the largest."""
+    return Interval(value=float(values[0]), low=float(values.min()), high=float(values.max()))
 
 
 def relative_examples(

@@ -1,4 +1,4 @@
-"""Squared gradient norms at two batch sizes, from the micro-batches of one large batch.
+"""Squared gradient norms at two batch sizes, from the groups that one large batch is cut into.
 
 Norms are summed in float64: |G|^2 is the small difference of two large numbers.
 """
@@ -6,6 +6,7 @@ Norms are summed in float64: |G|^2 is the small difference of two large numbers.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rightbatch.core.errors import MeasurementError
-from rightbatch.core.samples import GradientSample
+from rightbatch.core.samples import Coupling, GradientSample, SparseNorms
 from rightbatch.tasks.build import collate, to_device
 from rightbatch.tasks.step import forward_backward
 from rightbatch.tasks.task import Task
@@ -29,84 +30,149 @@ def sample_gradients(
     examples_seen: int,
     device: str = "cpu",
     preconditioner: Sequence[Tensor] | None = None,
+    coupling: Coupling | None = None,
 ) -> GradientSample:
     """Take one pair of squared norms at fixed parameters; the mean gradient stays in ``.grad``.
 
     Each group's gradient is that of its summed loss, so groups may hold different numbers of
-    targets; norms refer to the mean per target of the whole batch.
+    targets; norms refer to the mean per target of the whole batch. The large batch's gradient is
+    the mean of its groups', which for a loss that couples examples is not that of their union.
 
     Args:
         task: gives loss and data.
         model: in train mode; its ``.grad`` is replaced.
-        groups: indices of the examples of each micro-batch; at least 2 groups.
+        groups: indices of the examples of each group; at least 2 groups.
         examples_seen: training progress, for the record.
         device: of the model.
         preconditioner: per parameter, what each coordinate's square is multiplied by.
+        coupling: what makes examples depend on their group, for the record.
 
     Raises:
-        MeasurementError: fewer than 2 groups, no counted target, or a gradient that is not finite.
+        MeasurementError: fewer than 2 groups, no counted target, no trainable parameter, or a
+            gradient that is not finite.
     """
     if len(groups) < 2:
         found = f"{len(groups)} group(s) of examples"
         raise MeasurementError(found, need="at least 2", hint="use a batch of 2 examples or more")
     parameters = [p for p in model.parameters() if p.requires_grad]
-    total = [torch.zeros_like(p) for p in parameters]
+    if not parameters:
+        found = "0 trainable parameters"
+        raise MeasurementError(found, need="a gradient", hint="set requires_grad on what is trained")
+    start = time.perf_counter()
     num_examples = sum(len(group) for group in groups)
-    count = 0.0
-    small, small_weighted = [], []
+    whole, weighted, positive, negative = (_SquaredNorms() for _ in range(4))
+    count = num_positives = 0.0
     for group in groups:
-        model.zero_grad(set_to_none=True)
         batch = to_device(collate(task, group), device)
-        loss = forward_backward(
-            task.loss,
-            model,
-            batch,
-            num_examples=len(group),
-            divisor=len(group),
-            constants=task.recipe,
-            device=device,
-        )
-        count += float(loss.count)
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        small.append(_sq_norm(gradients, None))
+        share = len(group) / num_examples
+        # The same random numbers twice, so that dropout is the same in the part as in the whole.
+        with torch.random.fork_rng(enabled=task.positive_loss is not None):
+            gradients, targets = _gradients(task, task.loss, model, batch, len(group), device)
+        count += targets
+        whole.add(gradients, share)
         if preconditioner is not None:
-            small_weighted.append(_sq_norm(gradients, preconditioner))
-        # pyright: ignore - _foreach is how torch.optim itself adds lists of tensors
-        torch._foreach_add_(total, gradients, alpha=len(group) / num_examples)  # pyright: ignore
+            roots = [g * w.sqrt() for g, w in zip(gradients, preconditioner, strict=True)]
+            weighted.add(roots, share)
+        if task.positive_loss is not None:
+            part, targets = _gradients(task, task.positive_loss, model, batch, len(group), device)
+            num_positives += targets
+            positive.add(part, share)
+            negative.add([g - p for g, p in zip(gradients, part, strict=True)], share)
     if count == 0:
         found = f"0 counted targets in {num_examples} examples"
         raise MeasurementError(found, need="at least 1", hint="use a larger batch")
     scale = num_examples / count  # from per example to per counted target
-    torch._foreach_mul_(total, scale)  # pyright: ignore
-    for parameter, gradient in zip(parameters, total, strict=True):
-        parameter.grad = gradient
-    big = float(_sq_norm(total, None))
+    small, big = whole.finish(scale)
     if not math.isfinite(big):
         found = f"a gradient with squared norm {big} after {examples_seen} examples"
         raise MeasurementError(
             found, need="finite gradients", hint="lower Recipe.lr: training diverges"
         )
-    weighted = None if preconditioner is None else float(_sq_norm(total, preconditioner))
-    return GradientSample(
+    for parameter, gradient in zip(parameters, whole.total, strict=True):
+        parameter.grad = gradient
+    small_weighted, big_weighted = (
+        weighted.finish(scale) if preconditioner is not None else (None, None)
+    )
+    sample = GradientSample(
         examples_seen=examples_seen,
         small_batch_size=len(groups) / sum(1 / len(group) for group in groups),
         big_batch_size=num_examples,
-        small_sq_norm=float(torch.stack(small).mean()) * scale**2,
+        small_sq_norm=small,
         big_sq_norm=big,
-        preconditioned_small_sq_norm=float(torch.stack(small_weighted).mean()) * scale**2
-        if small_weighted
-        else None,
-        preconditioned_big_sq_norm=weighted,
+        preconditioned_small_sq_norm=small_weighted,
+        preconditioned_big_sq_norm=big_weighted,
+        source="groups",
+        num_small_batches=len(groups),
+        coupling=coupling,
+        targets_per_example=count / num_examples,
+        seconds=time.perf_counter() - start,
+    )
+    if task.positive_loss is None:
+        return sample
+    return sample.replace(
+        positives=_sparse_norms(positive, negative, scale, num_positives / num_examples)
     )
 
 
-def _sq_norm(gradients: Sequence[Tensor], weights: Sequence[Tensor] | None) -> Tensor:
-    """Sum of squares over all tensors, each square weighted where weights are given; shape []."""
-    if weights is None:
-        norms = [torch.linalg.vector_norm(g, dtype=torch.float64) for g in gradients]
-        return torch.stack(norms).square().sum()
-    terms = [(g.double().square() * w).sum() for g, w in zip(gradients, weights, strict=True)]
-    return torch.stack(terms).sum()
+def _gradients(
+    task: Task, loss: Any, model: nn.Module, batch: Any, size: int, device: str
+) -> tuple[list[Tensor], float]:
+    """A group's gradients, over its number of examples, and its count of targets."""
+    model.zero_grad(set_to_none=True)
+    found = forward_backward(
+        loss,
+        model,
+        batch,
+        num_examples=size,
+        divisor=size,
+        constants=task.recipe,
+        device=device,
+    )
+    trained = [p for p in model.parameters() if p.requires_grad]
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad.to_dense() for p in trained]
+    return gradients, float(found.count)
+
+
+class _SquaredNorms:
+    """Adds up groups' gradients, and keeps each one's squared norm."""
+
+    def __init__(self) -> None:
+        self.total: list[Tensor] = []
+        self._small: list[Tensor] = []
+
+    def add(self, gradients: Sequence[Tensor], share: float) -> None:
+        """Add a group's gradients, which make up this share of the mean."""
+        self._small.append(_sq_norm(gradients))
+        if not self.total:
+            self.total = [torch.zeros_like(g) for g in gradients]
+        # pyright: ignore - _foreach is how torch.optim itself adds lists of tensors
+        torch._foreach_add_(self.total, list(gradients), alpha=share)  # pyright: ignore
+
+    def finish(self, scale: float) -> tuple[float, float]:
+        """Mean square of the groups and square of the mean, gradients multiplied by a factor."""
+        torch._foreach_mul_(self.total, scale)  # pyright: ignore
+        return float(torch.stack(self._small).mean()) * scale**2, float(_sq_norm(self.total))
+
+
+def _sparse_norms(
+    positive: _SquaredNorms, negative: _SquaredNorms, scale: float, positives_per_example: float
+) -> SparseNorms:
+    (positive_small, positive_big), (negative_small, negative_big) = (
+        part.finish(scale) for part in (positive, negative)
+    )
+    return SparseNorms(
+        positive_small_sq_norm=positive_small,
+        positive_big_sq_norm=positive_big,
+        negative_small_sq_norm=negative_small,
+        negative_big_sq_norm=negative_big,
+        positives_per_example=positives_per_example,
+    )
+
+
+def _sq_norm(gradients: Sequence[Tensor]) -> Tensor:
+    """Sum of squares over all tensors, in float64; shape []."""
+    norms = [torch.linalg.vector_norm(g, dtype=torch.float64) for g in gradients]
+    return torch.stack(norms).square().sum()
 
 
 def adam_preconditioner(model: nn.Module, optimizer: Optimizer) -> list[Tensor] | None:

@@ -1,4 +1,4 @@
-"""The gradient noise at several points of a pilot run.
+"""The gradient noise at several points of a pilot run, taken with today's recipe.
 
 Points lie a factor sqrt(2) of examples apart, up to the whole run of today's recipe. At each the
 parameters stand still while large batches are drawn, so that |G|^2, the fragile half of the noise
@@ -15,9 +15,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from rightbatch.core.errors import InvalidInputError
-from rightbatch.core.samples import GradientSample, PilotPoint
+from rightbatch.core.samples import Coupling, GradientSample, PilotPoint
 from rightbatch.fit.noise_scale import MIN_SAMPLES, NoiseScale, estimate_noise_scale
 from rightbatch.measure.budget import Budget
+from rightbatch.measure.coupling import find_coupling
 from rightbatch.measure.gradients import (
     adam_preconditioner,
     draw_examples,
@@ -34,6 +35,9 @@ NUM_POINTS = 10
 SPACING = 2**0.5
 GROUPS, MOST_GROUPS = 8, 64
 LARGEST_GROUP = 64
+# Batch statistics of fewer examples than 8 are another network's; a coupled loss wants all it can get.
+_SMALLEST_GROUP: dict[Coupling | None, int] = {None: 1, "batch-norm": 8, "loss": 2**62}
+COUPLING_EXAMPLES = 16
 ENOUGH_SAMPLES, MAX_SAMPLES = 6, 24
 # A point is precise enough at this ratio of upper to lower bound.
 WANTED_SPREAD = 1.6
@@ -81,6 +85,7 @@ def measure_noise(
     generator = torch.Generator().manual_seed(seed + 1)
     spent = _Spent()
     noise_scale = float(recipe.batch_size)
+    coupling = _find_coupling(pilot, recipe.batch_size)
     pilot.update()  # imports and warms up: its time says nothing of the next
     known = max((point.examples_seen for point in samples.points), default=0)
     for goal in _point_examples(total, recipe.batch_size):
@@ -102,9 +107,9 @@ def measure_noise(
             return
         last = pilot.examples_seen < goal  # as far as the time reaches
         share = budget.part(1.0 if last else POINT_SHARE)
-        taken = _sample_point(pilot, generator, noise_scale, spent.seconds_per_update, share)
+        taken = _sample_point(pilot, generator, noise_scale, coupling, spent.seconds_per_update, share)
         samples.gradients += taken
-        noise_scale = _next_noise_scale(estimate_noise_scale(taken), noise_scale)
+        noise_scale = _next_noise_scale(_estimate(taken), noise_scale)
         metrics: dict[str, float] = {}
         expected = spent.evaluating + spent.one_evaluation
         if task.target is not None and expected <= EVALUATION_SHARE * budget.seconds:
@@ -140,10 +145,11 @@ class _Spent:
 def measure_noise_updates(
     task: Task, *, updates: int, batch_size: int, device: str = "cpu", seed: int = 0
 ) -> NoiseScale:
-    """Train ``updates`` steps and estimate the noise scale from the micro-batches of each.
+    """Train ``updates`` steps and estimate the noise scale from the groups of each.
 
-    Batches are drawn with replacement. Each step's batch is split into up to 8 micro-batches
-    whose mean gradient also makes the update, so the measurement costs little beside training.
+    Batches are drawn with replacement. Each step's batch is split into up to 8 groups whose mean
+    gradient also makes the update, so the measurement costs little beside training. Where examples
+    are coupled there are fewer and larger groups, and at least 2.
 
     Args:
         task: trained with its recipe's optimizer and constants.
@@ -165,14 +171,20 @@ def measure_noise_updates(
         found, hint = f"batch_size {batch_size}", f"a single group has no spread: use {8 * smallest}"
         need = f"at least 2 groups of {smallest} in every update"
         raise InvalidInputError(found, need=need, hint=hint)
+    coupling = _find_coupling(pilot, batch_size)
+    num_groups = max(2, min(GROUPS, batch_size // _SMALLEST_GROUP[coupling]))
     generator = torch.Generator().manual_seed(seed + 1)
     samples: list[GradientSample] = []
     for _ in range(updates):
         indices = draw_examples(task.num_train_examples, batch_size, generator)
-        groups = split_evenly(indices, min(GROUPS, batch_size // smallest))
         samples.append(
             sample_gradients(
-                task, pilot.model, groups, examples_seen=pilot.examples_seen, device=device
+                task,
+                pilot.model,
+                split_evenly(indices, num_groups),
+                examples_seen=pilot.examples_seen,
+                device=device,
+                coupling=coupling,
             )
         )
         pilot.step()
@@ -190,13 +202,16 @@ def _sample_point(
     pilot: Pilot,
     generator: torch.Generator,
     noise_scale: float,
+    coupling: Coupling | None,
     group_seconds: float,
     budget: Budget,
 ) -> list[GradientSample]:
     """Draw large batches at fixed parameters until the noise scale is bounded tightly enough."""
     task = pilot.task
-    # Micro-batches of today's size see the same batch statistics as training does.
-    micro = min(task.recipe.batch_size, LARGEST_GROUP)
+    # Groups of today's size see the same batch statistics and the same negatives as training does.
+    micro = task.recipe.batch_size
+    if coupling != "loss":
+        micro = min(micro, LARGEST_GROUP)
     wanted = BATCH_IN_NOISE_SCALES * noise_scale / micro
     affordable = budget.seconds / (MIN_SAMPLES * max(group_seconds, 1e-9))
     num_groups = int(max(2, min(max(GROUPS, wanted), MOST_GROUPS, affordable)))
@@ -213,19 +228,33 @@ def _sample_point(
                     examples_seen=pilot.examples_seen,
                     device=pilot.device,
                     preconditioner=weights,
+                    coupling=coupling,
                 )
             )
             if len(taken) < MIN_SAMPLES:
                 continue
             late = not budget.allows(budget.elapsed / len(taken))
-            if late or (len(taken) >= ENOUGH_SAMPLES and _tight(taken, weights is not None)):
+            if late or (len(taken) >= ENOUGH_SAMPLES and _tight(taken)):
                 break
     pilot.model.zero_grad(set_to_none=True)
     return taken
 
 
-def _tight(samples: Sequence[GradientSample], preconditioned: bool) -> bool:
-    estimate = estimate_noise_scale(samples, preconditioned=preconditioned)
+def _find_coupling(pilot: Pilot, batch_size: int) -> Coupling | None:
+    size = min(max(2, batch_size), COUPLING_EXAMPLES, pilot.task.num_train_examples)
+    if size < 2:
+        return None  # a single training example has no other to depend on
+    return find_coupling(pilot.task, pilot.model, range(size), pilot.device)
+
+
+def _estimate(samples: Sequence[GradientSample]) -> NoiseScale:
+    """The noise scale as the optimizer sees it: preconditioned where it has second moments."""
+    preconditioned = all(s.preconditioned_big_sq_norm is not None for s in samples)
+    return estimate_noise_scale(samples, preconditioned=preconditioned)
+
+
+def _tight(samples: Sequence[GradientSample]) -> bool:
+    estimate = _estimate(samples)
     return estimate.high is not None and estimate.high <= WANTED_SPREAD * estimate.low
 
 

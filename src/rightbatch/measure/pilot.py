@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
 from rightbatch.core.errors import MeasurementError
 from rightbatch.core.schedule import rate_at
 from rightbatch.tasks.build import build_model, build_optimizer, to_device
 from rightbatch.tasks.check import batch_examples
+from rightbatch.tasks.order import epoch_order
 from rightbatch.tasks.step import forward_backward
 from rightbatch.tasks.task import Task
 
@@ -62,12 +64,12 @@ class Pilot:
             constants=recipe,
             device=self.device,
         )
-        count = float(loss.count)
-        if count == 0:
+        targets = float(loss.count)
+        if targets == 0:
             found = f"0 counted targets in an update of {size} examples"
             raise MeasurementError(found, need="at least 1", hint="raise Recipe.batch_size")
         self._loss_sum += float(loss.total)
-        self._count += count
+        self._count += targets
         if not math.isfinite(self._loss_sum):
             found = (
                 f"the loss is {float(loss.total)} after {self.examples_seen} examples of today's recipe"
@@ -75,7 +77,7 @@ class Pilot:
             raise MeasurementError(
                 found, need="a recipe that trains", hint="lower Recipe.lr, or add warmup"
             )
-        self.step(scale=size / count)
+        self.step(scale=size / targets)
         self.examples_seen += size
 
     def step(self, *, scale: float = 1.0) -> None:
@@ -96,13 +98,11 @@ class Pilot:
         return mean
 
     def _forever(self) -> Iterator[Any]:
-        """Batches of today's size, reshuffled every epoch; a last partial batch is left out."""
+        """Batches of today's size in the order that training takes; a partial last one is left out."""
         options = self.task.loader
         loader = DataLoader(
             cast(Any, self.task.train_data),
-            batch_size=self.task.recipe.batch_size,
-            shuffle=True,
-            drop_last=True,
+            batch_sampler=_FullBatches(self.task, self.seed),
             generator=torch.Generator().manual_seed(self.seed),
             collate_fn=self.task.collate,
             num_workers=options.num_workers,
@@ -110,5 +110,20 @@ class Pilot:
             persistent_workers=options.persistent_workers,
             prefetch_factor=options.prefetch_factor,
         )
-        while True:
-            yield from loader
+        yield from loader
+
+
+class _FullBatches(Sampler[list[int]]):
+    """Indices of one batch of today's size after another, epoch after epoch, without end."""
+
+    def __init__(self, task: Task, seed: int) -> None:
+        self.task = task
+        self.seed = seed
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield the indices of one batch."""
+        size, total = self.task.recipe.batch_size, self.task.num_train_examples
+        for epoch in count():
+            order = epoch_order(self.task.recipe.sampler, total, seed=self.seed, epoch=epoch)
+            for start in range(0, total - size + 1, size):
+                yield order[start : start + size].tolist()

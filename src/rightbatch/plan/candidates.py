@@ -1,32 +1,50 @@
-"""Every global batch worth scoring, each with the split that makes its update quickest."""
+"""Every way to assemble an update that is worth scoring, as columns of numbers.
+
+A candidate is a global batch cut into replicas x accumulation x micro-batch, run in one mode
+(precision, checkpointing). Micro-batches stay in the range that was timed in that mode.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rightbatch.core.samples import Measurements
-from rightbatch.fit.loader_model import LoaderModel
+from rightbatch.core.recipe import Precision
 from rightbatch.fit.memory_model import MemoryModel
 from rightbatch.fit.speed_model import SpeedModel
-from rightbatch.plan.limits import Limits
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mode:
+    """A way to run a micro-batch, with the models that were fitted to it."""
+
+    precision: Precision
+    checkpointing: bool
+    memory: MemoryModel
+    speed: SpeedModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """A global batch cut into equal micro-batches."""
+    """One candidate."""
 
     micro_batch_size: int
     accumulation_steps: int
+    num_replicas: int = 1
+    mode: int = 0
+    """Index into the modes."""
 
     @property
     def global_batch_size(self) -> int:
         """Examples per optimizer step."""
-        return self.micro_batch_size * self.accumulation_steps
+        return self.micro_batch_size * self.accumulation_steps * self.num_replicas
 
     def leaves_one_alone(self, num_train_examples: int) -> bool:
         """Whether an epoch's last update, cut as evenly as it can be, has a micro-batch of 1.
@@ -35,19 +53,61 @@ class Split:
         True
         """
         tail = num_train_examples % self.global_batch_size
-        return tail > 0 and tail // math.ceil(tail / self.micro_batch_size) == 1
+        for share in {tail // self.num_replicas, math.ceil(tail / self.num_replicas)} - {0}:
+            if share // math.ceil(share / self.micro_batch_size) == 1:
+                return True
+        return False
 
 
-def largest_micro_batch(
-    measurements: Measurements, memory: MemoryModel, speed: SpeedModel, limits: Limits
-) -> int:
-    """Largest micro-batch that fits the memory limit and was timed.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidates:
+    """Columns of equal length, one entry for each candidate, ordered by global batch."""
 
-    Raises:
-        InfeasibleError: not even one example fits; the error says how many bytes are missing.
-    """
-    limit = limits.memory_limit_bytes or measurements.environment.memory_bytes
-    return min(memory.max_micro_batch(limit, limits.headroom), speed.valid_range[1])
+    micro_batch_size: Ints
+    accumulation_steps: Ints
+    num_replicas: Ints
+    mode: Ints
+
+    @classmethod
+    def of(cls, splits: Sequence[Split]) -> Candidates:
+        """Stack candidates, the smallest global batch first, the fewest devices and passes first."""
+        ordered = sorted(
+            splits, key=lambda s: (s.global_batch_size, s.num_replicas, s.accumulation_steps, s.mode)
+        )
+        rows = [(s.micro_batch_size, s.accumulation_steps, s.num_replicas, s.mode) for s in ordered]
+        columns = np.array(rows, np.int64).reshape(-1, 4).T
+        return cls(
+            micro_batch_size=columns[0],
+            accumulation_steps=columns[1],
+            num_replicas=columns[2],
+            mode=columns[3],
+        )
+
+    def __len__(self) -> int:
+        return len(self.micro_batch_size)
+
+    @property
+    def global_batch_size(self) -> Ints:
+        """Examples per optimizer step."""
+        return self.micro_batch_size * self.accumulation_steps * self.num_replicas
+
+    def take(self, index: Ints | NDArray[np.bool_] | slice) -> Candidates:
+        """The candidates at some positions, in the order of these."""
+        return Candidates(
+            micro_batch_size=self.micro_batch_size[index],
+            accumulation_steps=self.accumulation_steps[index],
+            num_replicas=self.num_replicas[index],
+            mode=self.mode[index],
+        )
+
+    def split(self, index: int) -> Split:
+        """One of them."""
+        return Split(
+            micro_batch_size=int(self.micro_batch_size[index]),
+            accumulation_steps=int(self.accumulation_steps[index]),
+            num_replicas=int(self.num_replicas[index]),
+            mode=int(self.mode[index]),
+        )
 
 
 def batch_grid(largest: int, today: int) -> list[int]:
@@ -63,40 +123,44 @@ def batch_grid(largest: int, today: int) -> list[int]:
 
 def splits(global_batch_size: int, smallest: int, largest: int) -> Iterator[Split]:
     """Every equal split with micro-batches in the allowed range, fewest steps first."""
-    for steps in range(1, global_batch_size // max(smallest, 1) + 1):
-        micro, rest = divmod(global_batch_size, steps)
-        if rest == 0 and smallest <= micro <= largest:
-            yield Split(micro_batch_size=micro, accumulation_steps=steps)
+    sizes = np.arange(min(largest, global_batch_size), max(smallest, 1) - 1, -1)
+    for micro in sizes[global_batch_size % sizes == 0].tolist():
+        yield Split(micro_batch_size=micro, accumulation_steps=global_batch_size // micro)
 
 
-def update_seconds(
-    split: Split,
-    step_seconds: NDArray[np.float64] | float,
-    optimizer_seconds: float,
-    loader: LoaderModel,
-) -> NDArray[np.float64] | float:
-    """Seconds of one update: k forward and backward passes, one optimizer step, and the loading.
+def replica_counts(largest: int) -> list[int]:
+    """Numbers of devices worth considering: powers of 2, and all of them.
 
-    Loading adds where it shares the process with the step; worker processes load beside it, and
-    then the slower of the two sets the pace.
+    >>> replica_counts(6)
+    [1, 2, 4, 6]
     """
-    computing = split.accumulation_steps * step_seconds + optimizer_seconds
-    loading = split.accumulation_steps * loader.load_seconds(split.micro_batch_size)
-    return np.maximum(computing, loading) if loader.overlaps else computing + loading
+    return sorted({*(2**k for k in range(largest.bit_length())), largest})
 
 
-def quickest_splits(
-    speed: SpeedModel, loader: LoaderModel, *, largest_micro: int, largest_global: int, today: int
-) -> list[Split]:
-    """For each global batch of the grid the split with the quickest update."""
-    smallest = speed.valid_range[0]
+def enumerate_candidates(
+    modes: Sequence[Mode], *, largest_global: int, today: int, num_replicas: int = 1
+) -> Candidates:
+    """Every equal split of every batch of the grid, over the devices, in every mode.
 
-    def seconds(split: Split) -> float:
-        step = speed.step_seconds(split.micro_batch_size)
-        return float(update_seconds(split, step, speed.optimizer_seconds, loader))
-
-    chosen = (
-        min(splits(size, smallest, largest_micro), key=seconds, default=None)
-        for size in batch_grid(largest_global, today)
-    )
-    return [split for split in chosen if split is not None]
+    The grid holds the multiples of a size that was timed alone too, which no power of 2 may be.
+    """
+    found: list[Split] = []
+    for index, mode in enumerate(modes):
+        smallest, largest = mode.speed.valid_range
+        sizes = set(batch_grid(largest_global, today))
+        if smallest == largest:
+            sizes |= {smallest * k for k in batch_grid(largest_global // smallest, 1)}
+        for replicas in replica_counts(num_replicas):
+            for size in sizes:
+                share, rest = divmod(size, replicas)
+                if rest == 0:
+                    found += [
+                        Split(
+                            micro_batch_size=s.micro_batch_size,
+                            accumulation_steps=s.accumulation_steps,
+                            num_replicas=replicas,
+                            mode=index,
+                        )
+                        for s in splits(share, smallest, largest)
+                    ]
+    return Candidates.of(found)

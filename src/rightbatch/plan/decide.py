@@ -6,36 +6,50 @@ from dataclasses import dataclass
 from typing import Any
 
 from rightbatch.core.facts import TaskFacts
-from rightbatch.core.plan import Candidate, Decision, Objective
+from rightbatch.core.plan import Candidate, Decision, Interval, Objective
 from rightbatch.core.samples import Measurements
 from rightbatch.core.units import format_bytes, format_number, format_seconds
 from rightbatch.fit.loader_model import LoaderModel
 from rightbatch.fit.speed_model import SpeedModel
 from rightbatch.fit.steps_model import StepsModel
+from rightbatch.plan.draws import Link
+from rightbatch.plan.lengths import Length, decide_warmup
 from rightbatch.plan.limits import Limits
-from rightbatch.plan.scaling import scale_learning_rate, scale_weight_decay
+from rightbatch.plan.scaling import (
+    TORCH_BATCH_NORM_MOMENTUM,
+    Move,
+    move_constants,
+    scale_batch_norm_momentum,
+    with_defaults,
+)
+from rightbatch.plan.tuned import with_tuned_rate
 
-# Goyal et al. (2017), Sec. 2.2: 5 of 90 epochs, from today's rate to the larger one.
-WARMUP_FRACTION = 5 / 90
+_GOALS: dict[Objective, tuple[str, str]] = {
+    "time": ("least expected regret in seconds to the target", "of the best"),
+    "balanced": ("least expected regret in seconds x examples to the target", "of the best"),
+    "compute": ("quickest among batches within 5 % of the fewest examples", "of the fewest examples"),
+    "accuracy": ("smallest batch within the stated slowdown", "of the quickest"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chosen:
-    """The candidate that the objective picked."""
+    """The candidate that the objective picked, and what it was picked from."""
 
     candidate: Candidate
     plateau: tuple[int, int]
+    tolerance: float
     objective: Objective
+    speed: SpeedModel
+    """Of the candidate's mode."""
+    loader: LoaderModel
+    steps: StepsModel
+    link: Link
+    limits: Limits
 
 
 def decide(
-    chosen: Chosen,
-    measurements: Measurements,
-    speed: SpeedModel,
-    loader: LoaderModel,
-    steps: StepsModel,
-    *,
-    limits: Limits,
+    chosen: Chosen, length: Length, measurements: Measurements
 ) -> tuple[tuple[Decision, ...], dict[str, Any]]:
     """Explain the batch and its split, move the constants that follow it, keep the rest.
 
@@ -43,74 +57,90 @@ def decide(
         The decisions in reading order, and the fields of ``Plan`` that they set.
     """
     facts, candidate, recipe = measurements.task, chosen.candidate, measurements.task.recipe
-    batch, ratio = candidate.global_batch_size, candidate.global_batch_size / recipe.batch_size
-    rate = scale_learning_rate(recipe.lr, ratio, facts.optimizer_family)
-    rate_value = float(rate.value or recipe.lr)
-    warmup = _warmup(facts, rate_value / recipe.lr, batch)
+    batch = candidate.global_batch_size
+    constants = with_defaults(recipe, facts.optimizer_class)
+    by_rule = [*move_constants(constants, recipe.lr, _move(facts, batch, chosen.steps))]
+    moved = with_tuned_rate(by_rule, measurements.rate_tunings, batch)
+    values = {decision.name: decision.value for decision in moved}
+    rate = float(values["learning_rate"] or recipe.lr)
+    warmup = decide_warmup(facts, rate / recipe.lr, batch, length.total_examples)
     decisions = [
-        _batch(chosen, facts, steps),
-        *_split(candidate, measurements, speed, loader, limits),
-        rate,
+        _batch(chosen, facts),
+        *_split(chosen, measurements),
+        *moved,
         warmup,
+        *length.decisions,
+        _kept("schedule", recipe.schedule),
+        _kept("clip_norm", recipe.clip_norm),
+        _kept("precision", candidate.precision),
+        _kept("checkpointing", candidate.checkpointing),
     ]
+    if facts.num_batch_norm_layers:
+        decisions.append(_batch_norm_momentum(candidate, facts))
     changes: dict[str, Any] = {
         "global_batch_size": batch,
         "micro_batch_size": candidate.micro_batch_size,
         "accumulation_steps": candidate.accumulation_steps,
-        "learning_rate": rate_value,
+        "num_replicas": candidate.num_replicas,
+        "precision": candidate.precision,
+        "checkpointing": candidate.checkpointing,
+        "learning_rate": rate,
         "warmup_examples": warmup.value,
-        "warmup_start": min(1.0, recipe.lr / rate_value) if not recipe.warmup_examples else 0.0,
+        "warmup_start": min(1.0, recipe.lr / rate) if not recipe.warmup_examples else 0.0,
+        **length.changes,
     }
-    if recipe.weight_decay:
-        decay = scale_weight_decay(
-            recipe.weight_decay, ratio, rate_value / recipe.lr, facts.optimizer_class
-        )
-        decisions.append(decay)
-        changes["weight_decay"] = decay.value
-    if recipe.steps is not None:
-        length = _steps(facts, batch)
-        decisions.append(length)
-        changes["steps"] = length.value
-    decisions += [_kept("precision", recipe.precision), _kept("checkpointing", False)]
+    for name in ("eps", "weight_decay", "ema_decay"):
+        if name in values:
+            changes[name] = values[name]
+    if "beta1" in values:
+        changes["betas"] = (values["beta1"], values["beta2"])
     return tuple(decisions), changes
 
 
-def _batch(chosen: Chosen, facts: TaskFacts, steps: StepsModel) -> Decision:
-    low, high = chosen.plateau
-    goal = "seconds" if chosen.objective == "time" else "seconds x examples"
+def _move(facts: TaskFacts, batch: int, steps: StepsModel) -> Move:
+    today = facts.recipe.batch_size
+    bounds = (steps.critical_batch_size / today, steps.low / today, steps.high / today)
+    critical = Interval(value=bounds[0], low=bounds[1], high=bounds[2]) if steps.decided else None
+    return Move(
+        ratio=batch / today,
+        family=facts.optimizer_family,
+        optimizer_class=facts.optimizer_class,
+        critical=critical,
+    )
+
+
+def _batch(chosen: Chosen, facts: TaskFacts) -> Decision:
+    (low, high), steps = chosen.plateau, chosen.steps
+    rule, best = _GOALS[chosen.objective]
     span = f"every batch from {low} to {high} is" if low != high else f"no other batch than {low} is"
     critical = (
         f"critical batch size {format_number(round(steps.critical_batch_size))}"
         f" ({format_number(round(steps.low))} to {format_number(round(steps.high))})"
     )
-    kept = (
-        ", so today's is kept" if chosen.candidate.global_batch_size == facts.recipe.batch_size else ""
-    )
+    is_today = chosen.candidate.global_batch_size == facts.recipe.batch_size
+    kept = ", so today's is kept" if is_today else ""
     return Decision(
         name="global_batch_size",
         value=chosen.candidate.global_batch_size,
         evidence="derived",
-        rule=f"least expected regret in {goal} to the target, S = S_min (1 + B_crit/B)",
+        rule=f"{rule}, S = S_min (1 + B_crit/B)",
         source="mccandlish2018",
-        reason=f"{critical} against measured step times: {span} within 5 % of the best{kept}",
+        reason=f"{critical} against measured step times: {span} within"
+        f" {100 * chosen.tolerance:.3g} % {best}{kept}",
         low=low,
         high=high,
+        answers="The largest batch that fits is the best one: no, examples to the target grow with it",
     )
 
 
-def _split(
-    candidate: Candidate,
-    measurements: Measurements,
-    speed: SpeedModel,
-    loader: LoaderModel,
-    limits: Limits,
-) -> list[Decision]:
+def _split(chosen: Chosen, measurements: Measurements) -> list[Decision]:
+    candidate, limits = chosen.candidate, chosen.limits
     micro, count = candidate.micro_batch_size, candidate.accumulation_steps
     limit = limits.memory_limit_bytes or measurements.environment.memory_bytes
-    load = loader.load_seconds(micro)
+    load = chosen.loader.load_seconds(micro)
     micro_reason = (
-        f"{format_seconds(speed.step_seconds(micro))} a step and {format_seconds(load)} to load it;"
-        f" peak {format_bytes(candidate.peak_bytes)} of {format_bytes(limit)}"
+        f"{format_seconds(chosen.speed.step_seconds(micro))} a step and {format_seconds(load)} to load"
+        f" it; peak {format_bytes(candidate.peak_bytes)} of {format_bytes(limit)}"
     )
     if count == 1:
         steps_reason = "the whole batch fits one pass, and no split of it is quicker"
@@ -130,61 +160,50 @@ def _split(
             name="accumulation_steps",
             value=count,
             evidence="measured",
-            rule="global_batch_size / micro_batch_size",
+            rule="global_batch_size / (micro_batch_size x num_replicas)",
             source="measured",
             reason=steps_reason,
+            answers="Accumulated gradients are stale: no, the weights do not move in between",
         ),
-        Decision(
+        _replicas(chosen, measurements),
+    ]
+
+
+def _replicas(chosen: Chosen, measurements: Measurements) -> Decision:
+    count, most, link = chosen.candidate.num_replicas, chosen.limits.num_replicas, chosen.link
+    device = measurements.environment.device
+    if most == 1:
+        return Decision(
             name="num_replicas",
             value=1,
             evidence="assumed",
             rule="one device",
             source="recipe",
-            reason=f"measured on one device, {measurements.environment.device}",
-        ),
-    ]
-
-
-def _warmup(facts: TaskFacts, rate_ratio: float, batch: int) -> Decision:
-    recipe = facts.recipe
-    total = recipe.total_examples(recipe.batch_size, facts.num_train_examples)
-    if recipe.warmup_examples or rate_ratio <= 1:
-        reason = f"today's {format_number(recipe.warmup_examples)} examples are kept"
-        return Decision(
-            name="warmup_examples",
-            value=recipe.warmup_examples,
-            evidence="assumed",
-            rule="kept, counted in examples",
-            source="recipe",
-            reason=reason
-            if recipe.warmup_examples
-            else "the rate does not rise, so no warmup is added",
+            reason=f"measured on one device, {device}",
         )
-    value = min(total, max(batch, round(WARMUP_FRACTION * total)))
+    sent = f"{format_bytes(link.num_bytes)} of gradients at {format_bytes(link.bytes_per_second)}/s"
+    known = "as given" if link.given else "assumed: give --bandwidth"
     return Decision(
-        name="warmup_examples",
-        value=value,
-        evidence="assumed",
-        rule="5/90 of the run, from today's rate to the planned one",
-        source="goyal2017",
-        reason=f"the rate rises to {format_number(rate_ratio)} x today's; the climb is spread over"
-        f" {format_number(value)} of {format_number(total)} examples",
+        name="num_replicas",
+        value=count,
+        evidence="derived" if link.given else "assumed",
+        rule="quickest number of devices; a ring all-reduce moves 2 (R - 1) / R x gradients",
+        source="patarasuk2009",
+        reason=f"{count} of {most} devices like {device}; {sent}, {known}; none of it hidden behind"
+        " the backward pass",
     )
 
 
-def _steps(facts: TaskFacts, batch: int) -> Decision:
-    recipe, count = facts.recipe, facts.num_train_examples
-    examples = recipe.total_examples(recipe.batch_size, count)
-    epochs, rest = divmod(examples, count)
-    value = epochs * -(-count // batch) + -(-rest // batch)
-    return Decision(
-        name="steps",
-        value=value,
-        evidence="derived",
-        rule="fewest steps with as many examples as today's, an epoch's last one being shorter",
-        source="recipe",
-        reason=f"{format_number(examples)} examples: {format_number(recipe.steps or 0)} steps become"
-        f" {format_number(value)}",
+def _batch_norm_momentum(candidate: Candidate, facts: TaskFacts) -> Decision:
+    """Said and not set: the model holds its own, and running averages serve evaluation alone."""
+    ratio = candidate.micro_batch_size / facts.recipe.batch_size
+    moved = scale_batch_norm_momentum(TORCH_BATCH_NORM_MOMENTUM, ratio)
+    return moved.replace(
+        value=None,
+        rule="kept as the model has it",
+        reason=f"to remember as many examples, torch's default of {TORCH_BATCH_NORM_MOMENTUM} would"
+        f" become {format_number(float(moved.value or 0))} at micro-batches of"
+        f" {candidate.micro_batch_size}; set it in the model",
     )
 
 

@@ -1,4 +1,4 @@
-"""What a plan must respect."""
+"""What a plan must respect, and what it may use."""
 
 from __future__ import annotations
 
@@ -6,17 +6,29 @@ from dataclasses import dataclass
 
 from rightbatch.core.errors import InvalidInputError
 
+DEFAULT_SLOWDOWN = 1.25
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Bounds on memory and batch size."""
+    """Bounds on memory, batch size, devices and time."""
 
     memory_limit_bytes: int | None = None
-    """None is the measured device's memory."""
+    """Of each device; None is the measured device's memory."""
     headroom: float = 0.1
     """Share of the limit left free, for what no trace sees: fragmentation and other processes."""
     max_batch_size: int | None = None
     """Largest global batch; None is the number of training examples."""
+    num_replicas: int = 1
+    """Devices like the measured one that may be used; the plan may take fewer."""
+    bandwidth_bytes_per_second: float | None = None
+    """At which one device sends to another; None is assumed, with a wide interval."""
+    training_seconds: float | None = None
+    """Time for the whole run: the plan gets furthest within it instead of reaching a target."""
+    slowdown: float = DEFAULT_SLOWDOWN
+    """Longest expected time over the quickest candidate's, for the ``accuracy`` objective."""
+    min_updates: int | None = None
+    """Fewest optimizer steps of the whole run; None only warns below 100."""
 
     def __post_init__(self) -> None:
         """Refuse limits that nothing can satisfy.
@@ -29,7 +41,18 @@ class Limits:
             raise InvalidInputError(
                 found, need="a share of at least 0 and below 1", hint="--headroom 0.1"
             )
-        for name in ("memory_limit_bytes", "max_batch_size"):
+        if not self.slowdown >= 1:
+            found = f"slowdown = {self.slowdown}"
+            raise InvalidInputError(found, need="1 or more", hint=f"--slowdown {DEFAULT_SLOWDOWN}")
+        for name in ("memory_limit_bytes", "max_batch_size", "num_replicas", "min_updates"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InvalidInputError(f"{name} = {value}", need="1 or more", hint=f"change {name}")
+        for name in ("bandwidth_bytes_per_second", "training_seconds"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise InvalidInputError(f"{name} = {value}", need="above 0", hint=f"change {name}")
+        if self.bandwidth_bytes_per_second is not None and self.num_replicas == 1:
+            found = "a bandwidth between devices with one device"
+            hint = "--replicas N, or leave --bandwidth out"
+            raise InvalidInputError(found, need="2 or more replicas", hint=hint)

@@ -2,39 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import numpy as np
 
-from rightbatch.core.errors import InfeasibleError, MeasurementError
+from rightbatch.core.errors import MeasurementError
 from rightbatch.core.facts import TaskFacts
-from rightbatch.core.plan import Candidate, Objective, Plan, Prediction
+from rightbatch.core.plan import Candidate, Doubt, Guard, Objective, Plan, Prediction
 from rightbatch.core.recipe import Constants
 from rightbatch.core.samples import Measurements
-from rightbatch.core.units import format_number
-from rightbatch.fit.loader_model import LoaderModel
-from rightbatch.fit.memory_model import MemoryModel
 from rightbatch.fit.models import fit_models
-from rightbatch.fit.speed_model import SpeedModel
-from rightbatch.fit.steps_model import StepsModel
-from rightbatch.plan.candidates import (
-    Split,
-    largest_micro_batch,
-    quickest_splits,
-    splits,
-    update_seconds,
-)
+from rightbatch.plan.batch_schedule import propose_schedule
+from rightbatch.plan.candidates import Candidates, Mode, enumerate_candidates
+from rightbatch.plan.choose import Choice, choose
+from rightbatch.plan.constraints import allowed, make_constraints, peak_bytes
 from rightbatch.plan.decide import Chosen, decide
+from rightbatch.plan.doubts import find_doubts
+from rightbatch.plan.draws import Draws
+from rightbatch.plan.fitted import Fitted, fit_all, split_today
+from rightbatch.plan.guards import Situation, find_guards
+from rightbatch.plan.inputs import check_measurements, check_target, until_target
+from rightbatch.plan.lengths import decide_length
 from rightbatch.plan.limits import Limits
-from rightbatch.plan.score import PLATEAU, Scores, interval, score
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Fitted:
-    """The four models a plan cannot do without."""
-
-    memory: MemoryModel
-    speed: SpeedModel
-    loader: LoaderModel
-    steps: StepsModel
+from rightbatch.plan.score import Scores, interval, on_front, score
+from rightbatch.plan.wishes import Wishes, check_wishes
 
 
 def make_plan(
@@ -42,171 +31,197 @@ def make_plan(
     measurements: Measurements,
     objective: Objective = "balanced",
     limits: Limits | None = None,
+    *,
+    wishes: Wishes | None = None,
 ) -> Plan:
     """Choose the global batch that minimises expected regret, and move the constants with it.
 
     Today's batch is kept where it is within 5 % of that one, in the objective and in seconds.
 
     Every candidate is scored under 1000 draws from the intervals of the fitted models; the same
-    measurements always give the same plan. The learning rate is moved by the optimizer's rule.
+    measurements always give the same plan. Every constant is moved by its own rule.
 
     Args:
-        facts: the task.
+        facts: the task, with the target that counts.
         measurements: with samples of all four stages.
-        objective: ``time`` to the target, or ``balanced`` between time and examples.
-        limits: on memory and batch size; None is the device's memory and the data's size.
+        objective: ``time`` to the target, ``compute`` for the fewest examples, ``balanced`` between
+            the two, ``accuracy`` for the smallest batch within ``limits.slowdown``.
+        limits: on memory, batch size, devices and time; None is the device's memory and the data.
+        wishes: what else is wanted.
 
     Raises:
+        InvalidInputError: the wishes contradict each other, or a sample is impossible.
         MeasurementError: a stage left no samples.
         InfeasibleError: no batch size satisfies the limits.
     """
-    limits = limits or Limits()
-    fitted = _require(measurements)
-    today = _today(facts, fitted.speed)
-    candidates = _candidates(facts, measurements, fitted, limits)
-    scores = score(
-        candidates,
-        today,
-        speed=fitted.speed,
+    limits, wishes = limits or Limits(), wishes or Wishes()
+    check_wishes(objective, limits)
+    check_measurements(measurements)
+    check_target(facts, measurements)
+    own_target = measurements.task.target
+    measurements = until_target(facts, measurements).replace(task=facts)
+    models = fit_models(measurements)
+    fitted = fit_all(measurements, models, limits)
+    candidates = _candidates(measurements, fitted, limits)
+    today = Candidates.of([split_today(facts, fitted.modes[0])])
+    scores = score(candidates, today, fitted.update_seconds, fitted.draws, objective)
+    choice = choose(scores, objective, slowdown=limits.slowdown, today=facts.recipe.batch_size)
+    table = _table(scores, fitted, facts)
+    mode = fitted.modes[scores.candidates.split(choice.index).mode]
+    chosen = Chosen(
+        candidate=table[choice.index],
+        plateau=(table[choice.first].global_batch_size, table[choice.last].global_batch_size),
+        tolerance=choice.tolerance,
+        objective=objective,
+        speed=mode.speed,
         loader=fitted.loader,
         steps=fitted.steps,
-        objective=objective,
+        link=fitted.link,
+        limits=limits,
     )
-    first, last = scores.plateau()
-    table = _table(candidates, scores, fitted)
-    plateau = range(first, last + 1)
-    sizes = [split.global_batch_size for split in candidates]
-    best = scores.best
-    if (
-        table[best].seconds_ratio.value * PLATEAU > 1
-    ):  # a change that brings less than 5 % is not worth it
-        best = next((i for i in plateau if sizes[i] == facts.recipe.batch_size), best)
-    chosen = Chosen(candidate=table[best], plateau=(sizes[first], sizes[last]), objective=objective)
-    decisions, changes = decide(
-        chosen, measurements, fitted.speed, fitted.loader, fitted.steps, limits=limits
+    length = decide_length(chosen.candidate, facts, limits)
+    decisions, changes = decide(chosen, length, measurements)
+    growth = propose_schedule(
+        wishes.batch_schedule, chosen, table, models.noise_points, facts, length.total_examples
     )
     shared = {name: getattr(facts.recipe, name) for name in Constants.model_fields}
     return Plan(
         **(shared | changes),
         task=facts.name,
+        target=None if facts.target == own_target else facts.target,
         objective=objective,
-        decisions=decisions,
+        batch_schedule=growth.schedule,
+        decisions=(*decisions, growth.decision),
         plateau=chosen.plateau,
+        tolerance=choice.tolerance,
         predicted=Prediction(
             seconds_to_target_ratio=chosen.candidate.seconds_ratio,
             examples_to_target_ratio=chosen.candidate.examples_ratio,
-            probability_better=float((scores.seconds[:, best] < 1).mean()),
+            probability_better=float((scores.seconds[choice.index] < 1).mean()),
         ),
         candidates=tuple(table),
         memory_limit_bytes=limits.memory_limit_bytes or measurements.environment.memory_bytes,
-        notes=_notes(chosen.candidate, facts, measurements, fitted),
+        notes=measurements.notes,
+        guards=_guards(
+            chosen,
+            table,
+            measurements,
+            mode=mode,
+            num_updates=length.num_updates,
+            rate=float(changes["learning_rate"]),
+            fine_tuning=wishes.fine_tuning,
+        ),
+        doubts=_doubts(choice, scores, today, fitted, facts, objective),
     )
 
 
-def _require(measurements: Measurements) -> _Fitted:
-    models = fit_models(measurements)
-    if models.memory and models.speed and models.loader and models.steps:
-        return _Fitted(
-            memory=models.memory, speed=models.speed, loader=models.loader, steps=models.steps
-        )
-    stages = {
-        "memory": models.memory,
-        "loader": models.loader,
-        "speed": models.speed,
-        "noise": models.steps,
-    }
-    missing = ", ".join(stage for stage, model in stages.items() if model is None)
-    hint = "run `rightbatch plan TASK` again with a longer --time-budget: it goes on where it ended"
-    raise MeasurementError(
-        f"no usable samples of {missing}", need="samples of all four stages", hint=hint
-    )
-
-
-def _today(facts: TaskFacts, speed: SpeedModel) -> Split:
-    """Today's batch, in one piece where that was timed, else in the largest equal pieces that were.
+def _candidates(measurements: Measurements, fitted: Fitted, limits: Limits) -> Candidates:
+    """Everything within the limits.
 
     Raises:
-        MeasurementError: no equal split of it lies in the timed range.
+        InfeasibleError: nothing is.
+        MeasurementError: every timed micro-batch is larger than the data.
     """
-    low, high = speed.valid_range
-    split = next(splits(facts.recipe.batch_size, low, high), None)
-    if split is None:
-        found = f"no equal split of today's batch of {facts.recipe.batch_size}"
-        hint = "give the measurement more time: --time-budget"
-        raise MeasurementError(
-            found, need=f"micro-batches from {low} to {high}, the timed sizes", hint=hint
-        )
-    return split
-
-
-def _candidates(
-    facts: TaskFacts, measurements: Measurements, fitted: _Fitted, limits: Limits
-) -> list[Split]:
-    largest_global = min(limits.max_batch_size or facts.num_train_examples, facts.num_train_examples)
-    largest_micro = largest_micro_batch(measurements, fitted.memory, fitted.speed, limits)
-    found = quickest_splits(
-        fitted.speed,
-        fitted.loader,
-        largest_micro=largest_micro,
-        largest_global=largest_global,
+    facts = measurements.task
+    found = enumerate_candidates(
+        fitted.modes,
+        largest_global=facts.num_train_examples,
         today=facts.recipe.batch_size,
+        num_replicas=limits.num_replicas,
     )
-    if facts.num_batch_norm_layers:
-        found = [s for s in found if not s.leaves_one_alone(facts.num_train_examples)]
-    if not found:
-        smallest = fitted.speed.valid_range[0]
-        what = f"a largest batch of {largest_global} and a largest micro-batch of {largest_micro}"
-        need = f"room for a micro-batch of {smallest}, the smallest that was timed"
-        if facts.num_batch_norm_layers:
-            need += ", that leaves BatchNorm no lone example at the end of an epoch"
-        raise InfeasibleError(what, need=need, hint="raise --max-batch or --memory-limit")
-    return found
+    if not len(found):
+        low = fitted.modes[0].speed.valid_range[0]
+        what = f"{facts.num_train_examples} training examples, and {low} in the smallest timed step"
+        hint = "measure again with --refresh"
+        raise MeasurementError(what, need="a timed micro-batch no larger than the data", hint=hint)
+    device = measurements.environment.memory_bytes
+    # Says at once where not even one example fits, and which bytes take the room.
+    fitted.modes[0].memory.max_micro_batch(limits.memory_limit_bytes or device, limits.headroom)
+    constraints = make_constraints(
+        found,
+        facts,
+        limits,
+        peaks=peak_bytes(found, fitted.modes, facts, upper=True),
+        seconds=fitted.central_seconds(found),
+        device_bytes=device,
+    )
+    return found.take(allowed(constraints))
 
 
-def _table(candidates: list[Split], scores: Scores, fitted: _Fitted) -> list[Candidate]:
-    regret = scores.regret
-    return [
-        Candidate(
-            global_batch_size=split.global_batch_size,
-            micro_batch_size=split.micro_batch_size,
-            accumulation_steps=split.accumulation_steps,
-            update_seconds=float(
-                update_seconds(
-                    split,
-                    fitted.speed.step_seconds(split.micro_batch_size),
-                    fitted.speed.optimizer_seconds,
-                    fitted.loader,
-                )
-            ),
-            peak_bytes=fitted.memory.peak_bytes(split.micro_batch_size),
-            examples_ratio=interval(scores.examples[:, i]),
-            seconds_ratio=interval(scores.seconds[:, i]),
-            regret=float(regret[i]),
+def _table(scores: Scores, fitted: Fitted, facts: TaskFacts) -> list[Candidate]:
+    found, regret = scores.candidates, scores.regret
+    seconds = fitted.central_seconds(found)
+    peaks = peak_bytes(found, fitted.modes, facts)
+    front = on_front(np.median(scores.seconds, axis=1), np.median(scores.examples, axis=1))
+    rows: list[Candidate] = []
+    for i in range(len(found)):
+        split = found.split(i)
+        mode = fitted.modes[split.mode]
+        rows.append(
+            Candidate(
+                global_batch_size=split.global_batch_size,
+                micro_batch_size=split.micro_batch_size,
+                accumulation_steps=split.accumulation_steps,
+                num_replicas=split.num_replicas,
+                precision=mode.precision,
+                checkpointing=mode.checkpointing,
+                update_seconds=float(seconds[i]),
+                peak_bytes=int(peaks[i]),
+                examples_ratio=interval(scores.examples[i]),
+                seconds_ratio=interval(scores.seconds[i]),
+                regret=float(regret[i]),
+                on_front=front[i],
+            )
         )
-        for i, split in enumerate(candidates)
-    ]
+    return rows
 
 
-def _notes(
-    chosen: Candidate, facts: TaskFacts, measurements: Measurements, fitted: _Fitted
-) -> tuple[str, ...]:
-    """What a reader should know beside the answer."""
-    notes = list(measurements.notes)
-    steps = fitted.steps
-    if not steps.decided:
-        notes.append(
-            f"The noise scale is only bounded from below ({format_number(round(steps.noise.low))}"
-            " examples): critical batch sizes up to"
-            f" {format_number(round(steps.high))} were allowed for."
+def _doubts(
+    choice: Choice,
+    scores: Scores,
+    today: Candidates,
+    fitted: Fitted,
+    facts: TaskFacts,
+    objective: Objective,
+) -> tuple[Doubt, ...]:
+    """What carries the expected regret; nothing for objectives that do not minimise it."""
+    if objective not in {"time", "balanced"}:
+        return ()
+
+    def regret_of(draws: Draws) -> float:
+        again = score(scores.candidates, today, fitted.update_seconds, draws, objective)
+        return float(again.regret[choice.index])
+
+    return find_doubts(regret_of, fitted.draws, facts)
+
+
+def _guards(
+    chosen: Chosen,
+    table: list[Candidate],
+    measurements: Measurements,
+    *,
+    mode: Mode,
+    num_updates: int,
+    rate: float,
+    fine_tuning: bool,
+) -> tuple[Guard, ...]:
+    limits, facts = chosen.limits, measurements.task
+    memory = limits.memory_limit_bytes or measurements.environment.memory_bytes
+    sparse = [s.positives.positives_per_example for s in measurements.gradients if s.positives]
+    return find_guards(
+        Situation(
+            chosen=chosen.candidate,
+            candidates=table,
+            facts=facts,
+            speed=chosen.speed,
+            loader=chosen.loader,
+            steps=chosen.steps,
+            objective=chosen.objective,
+            num_updates=num_updates,
+            rate_ratio=rate / facts.recipe.lr,
+            largest_micro_that_fits=mode.memory.max_micro_batch(memory, limits.headroom),
+            usable_bytes=int(memory * (1 - limits.headroom)),
+            positives_per_example=sum(sparse) / len(sparse) if sparse else None,
+            fine_tuning=fine_tuning,
         )
-    if chosen.global_batch_size > steps.critical_batch_size:
-        notes.append(
-            "The batch lies above the critical batch size of about"
-            f" {format_number(round(steps.critical_batch_size))} examples, where learning-rate rules"
-            " are least reliable: compare with half of it before a long run."
-        )
-    if facts.optimizer_family == "other":
-        notes.append(
-            f"No rule is known for {facts.optimizer_class}: its learning rate is kept as it is."
-        )
-    return tuple(notes)
+    )

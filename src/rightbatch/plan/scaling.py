@@ -1,58 +1,141 @@
-"""How a recipe's constants move when only the batch size changes.
+"""How a recipe's constants move when only the batch size changes: one implementation for all verbs.
 
 Notation: ``ratio`` is the new batch size over the old one; the run keeps its number of examples, so
 updates shrink by the same ratio. Every rule is local: it assumes a tuned base and a batch below the
 critical size, which is why a moved learning rate deserves a re-tune on {1/2, 1, 2} times its value.
-Imports ``core`` only.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from rightbatch.core.errors import InvalidInputError, did_you_mean
-from rightbatch.core.facts import OPTIMIZER_FAMILIES, OptimizerFamily
-from rightbatch.core.plan import Decision
-from rightbatch.core.recipe import Recipe
+from rightbatch.core.facts import OptimizerFamily
+from rightbatch.core.plan import Decision, Evidence, Interval
+from rightbatch.core.recipe import Constants, Recipe
 from rightbatch.core.units import format_number
+from rightbatch.plan.rates import gain
 
-_FAMILIES: dict[str, OptimizerFamily] = {n.lower(): f for n, f in OPTIMIZER_FAMILIES.items()}
 # rate ~ ratio**power: SGD's step is the gradient's size, Adam's only its direction.
-_RATE_POWERS: dict[OptimizerFamily, tuple[float, str]] = {
-    "sgd": (1.0, "goyal2017"),
-    "adam": (0.5, "malladi2022"),
-}
+RATE_POWERS: dict[OptimizerFamily, float] = {"sgd": 1.0, "adam": 0.5, "other": 0.0}
 # Where the optimizer subtracts rate * weight_decay * weight unscaled. Adam's own weight decay is
 # divided by its second moment first, and no rule is known for that.
 _PLAIN_DECAY = {"sgd", "asgd", "adamw"}
+# What torch.optim takes where a recipe leaves a constant open; only constants that a rule moves.
+_DEFAULTS: dict[str, dict[str, object]] = {
+    name: {"betas": (0.9, 0.999), "eps": 1e-8} for name in ("Adam", "AdamW", "NAdam", "RAdam", "Adamax")
+}
+_DEFAULTS["AdamW"] |= {"weight_decay": 0.01}
+TORCH_BATCH_NORM_MOMENTUM = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ScaledRow:
-    """The constants for one batch size."""
+class Move:
+    """From one batch size to another, with an optimizer and what is known of the noise."""
 
-    batch_size: int
-    updates_per_epoch: int | None
-    """None where the number of training examples was not given."""
-    decisions: tuple[Decision, ...]
-    """``learning_rate`` first, then whichever other constants were given."""
+    ratio: float
+    """The new batch over the old."""
+    family: OptimizerFamily
+    optimizer_class: str
+    critical: Interval | None = None
+    """Critical batch size over the old batch; None where it is not known, or not bounded above."""
 
 
-def scale_learning_rate(base: float, ratio: float, family: OptimizerFamily) -> Decision:
-    """Move a tuned learning rate: linear for SGD, square root for Adam-like, kept for the rest.
+def with_defaults(recipe: Recipe, optimizer_class: str) -> Recipe:
+    """Fill in the optimizer's own defaults, so that they can be moved; a factory keeps its own.
 
-    Goyal et al. (2017), arXiv:1706.02677, Sec. 2.1; Malladi et al. (2022), arXiv:2205.10287.
+    >>> with_defaults(Recipe(lr=0.1, batch_size=8, epochs=1), "AdamW").weight_decay
+    0.01
+    """
+    if ":" in recipe.optimizer_name:
+        return recipe
+    left_open = {
+        name: value
+        for name, value in _DEFAULTS.get(optimizer_class, {}).items()
+        if getattr(recipe, name) is None
+    }
+    return recipe.replace(**left_open)
+
+
+def move_constants(constants: Constants, rate: float, move: Move) -> Iterator[Decision]:
+    """Every constant that the recipe holds, changed or kept, the learning rate first.
+
+    Args:
+        constants: of the recipe, tuned at the old batch; what is None is left out.
+        rate: its learning rate.
+        move: from which batch to which.
+    """
+    moved = scale_learning_rate(rate, move.ratio, move.family, move.critical)
+    yield moved
+    yield from scale_companions(constants, move, float(moved.value or rate) / rate)
+
+
+def scale_companions(constants: Constants, move: Move, rate_ratio: float) -> Iterator[Decision]:
+    """Every constant beside the learning rate; weight decay follows the rate's own ratio."""
+    ratio = move.ratio
+    if constants.momentum is not None:
+        yield _keep_momentum(constants.momentum)
+    if constants.betas is not None:
+        yield from scale_betas(constants.betas, ratio, move.family)
+    if constants.eps is not None:
+        yield scale_eps(constants.eps, ratio, move.family)
+    if constants.weight_decay is not None:
+        yield scale_weight_decay(constants.weight_decay, ratio, rate_ratio, move.optimizer_class)
+    if constants.ema_decay is not None:
+        yield scale_ema_decay(constants.ema_decay, ratio)
+
+
+def scale_learning_rate(
+    base: float, ratio: float, family: OptimizerFamily, critical: Interval | None = None
+) -> Decision:
+    """Move a tuned learning rate by its optimizer's rule.
+
+    SGD's follows AdaScale's gain where the critical batch size is known: linear below it, saturating
+    above; and is linear where it is not. An Adam-like one's follows the square root, and no rule is
+    known for the rest. Goyal et al. (2017), arXiv:1706.02677, Sec. 2.1; Johnson et al. (2020),
+    arXiv:2007.05105; Malladi et al. (2022), arXiv:2205.10287.
+
+    Args:
+        base: today's rate.
+        ratio: new batch size over the old.
+        family: of the optimizer.
+        critical: critical batch size over the old batch, where it is known.
 
     >>> [scale_learning_rate(0.001, 4.0, family).value for family in ("sgd", "adam", "other")]
     [0.004, 0.002, 0.001]
     """
-    if family not in _RATE_POWERS:
-        return _kept("learning_rate", base, "no rule is known for this optimizer")
-    power, source = _RATE_POWERS[family]
-    rule = "base * ratio" if power == 1 else f"base * ratio**{power:g}"
-    return _moved("learning_rate", base, base * ratio**power, ratio, rule=rule, source=source)
+    name = "learning_rate"
+    if family == "other":
+        return _kept(name, base, "no rule is known for this optimizer")
+    if family == "adam":
+        return _moved(
+            name,
+            base,
+            base * ratio**0.5,
+            ratio,
+            rule="base * ratio**0.5",
+            source="malladi2022",
+            answers="The linear rule holds for Adam too: no, its update has the gradient's direction"
+            " and not its size",
+        )
+    answers = "A k times larger batch takes a k times larger rate: for SGD, below the noise scale"
+    if critical is None:
+        return _moved(
+            name, base, base * ratio, ratio, rule="base * ratio", source="goyal2017", answers=answers
+        )
+    decision = _moved(
+        name,
+        base,
+        base * gain(ratio, critical.value),
+        ratio,
+        rule="base * (1 + B_crit / B_old) / (1 + B_crit / B)",
+        source="johnson2020",
+        answers=answers,
+    )
+    if critical.low is None or critical.high is None:
+        return decision
+    low, high = sorted(base * gain(ratio, noise) for noise in (critical.low, critical.high))
+    return decision.replace(low=low, high=high)
 
 
 def scale_weight_decay(base: float, ratio: float, rate_ratio: float, optimizer: str) -> Decision:
@@ -72,12 +155,20 @@ def scale_weight_decay(base: float, ratio: float, rate_ratio: float, optimizer: 
     """
     if optimizer.lower() not in _PLAIN_DECAY:
         return _kept("weight_decay", base, f"no rule is known for the weight decay of {optimizer}")
-    rule = "base * ratio / (rate / base rate)"
-    value = base * (ratio / rate_ratio)
-    return _moved("weight_decay", base, value, ratio, rule=rule, source="wang2024")
+    return _moved(
+        "weight_decay",
+        base,
+        base * (ratio / rate_ratio),
+        ratio,
+        rule="base * ratio / (rate / base rate)",
+        source="wang2024",
+        answers="Weight decay grows with the square root of the batch: only where the rate does",
+    )
 
 
-def scale_betas(betas: tuple[float, float], ratio: float) -> tuple[Decision, Decision]:
+def scale_betas(
+    betas: tuple[float, float], ratio: float, family: OptimizerFamily = "adam"
+) -> tuple[Decision, Decision]:
     """Keep each moving average's half-life in examples: ``beta**ratio``.
 
     Marek et al. (2025), arXiv:2507.07101, state it for beta2. It agrees to first order with the
@@ -88,10 +179,26 @@ def scale_betas(betas: tuple[float, float], ratio: float) -> tuple[Decision, Dec
     """
     rule = "base**ratio"
     beta1, beta2 = betas
+    if family != "adam":
+        why = "no rule is known for the averages of this optimizer"
+        return _kept("beta1", beta1, why), _kept("beta2", beta2, why)
     return (
         _moved("beta1", beta1, beta1**ratio, ratio, rule=rule, source="malladi2022"),
         _moved("beta2", beta2, beta2**ratio, ratio, rule=rule, source="marek2025"),
     )
+
+
+def scale_eps(base: float, ratio: float, family: OptimizerFamily) -> Decision:
+    """Keep eps in proportion to the gradient noise that it is added to: ``base / sqrt(ratio)``.
+
+    Malladi et al. (2022), arXiv:2205.10287, Def. 5.2.
+
+    >>> scale_eps(1e-8, 4.0, "adam").value
+    5e-09
+    """
+    if family != "adam":
+        return _kept("eps", base, "no rule is known for the eps of this optimizer")
+    return _moved("eps", base, base / ratio**0.5, ratio, rule="base / ratio**0.5", source="malladi2022")
 
 
 def scale_ema_decay(base: float, ratio: float) -> Decision:
@@ -102,8 +209,34 @@ def scale_ema_decay(base: float, ratio: float) -> Decision:
     >>> round(scale_ema_decay(0.99, 2.0).value, 4)
     0.9801
     """
-    source = "busbridge2023"
-    return _moved("ema_decay", base, base**ratio, ratio, rule="base**ratio", source=source)
+    return _moved(
+        "ema_decay",
+        base,
+        base**ratio,
+        ratio,
+        rule="base**ratio",
+        source="busbridge2023",
+        answers="The average is updated once per optimizer step: yes, and its decay follows the batch",
+    )
+
+
+def scale_batch_norm_momentum(base: float, ratio: float) -> Decision:
+    """Keep the examples that running statistics remember: ``1 - (1 - momentum)**ratio``.
+
+    They move once for each micro-batch, so ``ratio`` is that of the micro-batches.
+
+    >>> round(scale_batch_norm_momentum(0.1, 2.0).value, 4)
+    0.19
+    """
+    return _moved(
+        "batch_norm_momentum",
+        base,
+        1 - (1 - base) ** ratio,
+        ratio,
+        rule="1 - (1 - base)**ratio, of micro-batches",
+        source="batch_norm_window",
+        answers="Large batches need a smaller BatchNorm momentum: no, a larger one",
+    )
 
 
 def scale_warmup_steps(base: int, ratio: float) -> Decision:
@@ -119,52 +252,61 @@ def scale_warmup_steps(base: int, ratio: float) -> Decision:
     return _moved("warmup_steps", base, value, ratio, rule=rule, source="goyal2017")
 
 
-def scaling_table(
-    recipe: Recipe, batch_sizes: Sequence[int], num_examples: int | None = None
-) -> list[ScaledRow]:
-    """Move a recipe's constants to each of several batch sizes.
+def untuned_warmup(beta2: float) -> Decision:
+    """Updates of linear warmup that need no tuning for Adam: ``2 / (1 - beta2)``.
 
-    Args:
-        recipe: tuned at its own batch size; its optimizer is the name of a ``torch.optim`` class.
-        batch_sizes: examples per update, one for each row.
-        num_examples: training examples, for the updates per epoch.
+    Ma and Yarats (2021), arXiv:1910.04209, Sec. 5.
 
-    Raises:
-        InvalidInputError: the optimizer is unknown.
+    >>> untuned_warmup(0.999).value
+    2000
     """
-    name = recipe.optimizer_name.lower()
-    if name not in _FAMILIES:
-        hint = did_you_mean(name, _FAMILIES)
-        raise InvalidInputError(f"optimizer {name!r}", need="a torch.optim class", hint=hint)
-    return [
-        ScaledRow(
-            batch_size=size,
-            updates_per_epoch=None if num_examples is None else math.ceil(num_examples / size),
-            decisions=tuple(_decisions(recipe, size / recipe.batch_size, _FAMILIES[name])),
-        )
-        for size in batch_sizes
-    ]
+    value = round(2 / (1 - beta2))
+    return Decision(
+        name="untuned_warmup_steps",
+        value=value,
+        evidence="derived",
+        rule="2 / (1 - beta2)",
+        source="ma2021",
+        reason=f"two horizons of beta2 = {format_number(beta2)}, for an Adam that was never warmed up",
+    )
 
 
-def _decisions(recipe: Recipe, ratio: float, family: OptimizerFamily) -> Iterator[Decision]:
-    rate = scale_learning_rate(recipe.lr, ratio, family)
-    yield rate
-    if recipe.weight_decay is not None:
-        rate_ratio = float(rate.value or 0) / recipe.lr
-        yield scale_weight_decay(recipe.weight_decay, ratio, rate_ratio, recipe.optimizer_name)
-    if recipe.betas is not None:
-        yield from scale_betas(recipe.betas, ratio)
-    if recipe.ema_decay is not None:
-        yield scale_ema_decay(recipe.ema_decay, ratio)
-    if recipe.warmup_examples:
-        yield scale_warmup_steps(round(recipe.warmup_examples / recipe.batch_size), ratio)
+def _keep_momentum(base: float) -> Decision:
+    """Goyal et al. (2017), Sec. 3: kept beside a linear rate; torch's form needs no correction."""
+    return Decision(
+        name="momentum",
+        value=base,
+        evidence="assumed",
+        rule="kept",
+        source="goyal2017",
+        reason=f"{format_number(base)} is kept beside a scaled rate; torch multiplies the rate after"
+        " averaging, so that no correction is due when the rate moves",
+        answers="Momentum works best with small batches: no, it helps more the larger they are",
+    )
 
 
-def _moved(name: str, base: float, value: float, ratio: float, *, rule: str, source: str) -> Decision:
+def _moved(
+    name: str,
+    base: float,
+    value: float,
+    ratio: float,
+    *,
+    rule: str,
+    source: str,
+    answers: str | None = None,
+) -> Decision:
     """A constant moved by a cited formula."""
     moved = f"{format_number(base)} {'stays' if value == base else f'becomes {format_number(value)}'}"
-    reason = f"{moved} at {format_number(ratio)} x the batch size"
-    return Decision(name=name, value=value, evidence="derived", rule=rule, source=source, reason=reason)
+    evidence: Evidence = "derived"
+    return Decision(
+        name=name,
+        value=value,
+        evidence=evidence,
+        rule=rule,
+        source=source,
+        reason=f"{moved} at {format_number(ratio)} x the batch size",
+        answers=answers,
+    )
 
 
 def _kept(name: str, base: float, why: str) -> Decision:

@@ -1,104 +1,134 @@
 """Time and examples to the target for every candidate, over draws of everything uncertain.
 
-time(B) = S(B) (k t(b) + t_opt + loading), with S(B) from ``fit.steps_model``. All of it is relative
-to today's recipe, because a pilot tells ratios of steps and not their number.
+time(B) = S(B) (k t(b) + t_opt + t_sync + loading), with S(B) from ``fit.steps_model``. All of it is
+relative to today's recipe, because a pilot tells ratios of steps and not their number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rightbatch.core.plan import Interval, Objective
 from rightbatch.fit.intervals import LEVEL
-from rightbatch.fit.loader_model import LoaderModel
-from rightbatch.fit.speed_model import SpeedModel
-from rightbatch.fit.steps_model import StepsModel, relative_examples
-from rightbatch.plan.candidates import Split, update_seconds
+from rightbatch.fit.steps_model import relative_examples
+from rightbatch.plan.candidates import Candidates, Floats, Ints
+from rightbatch.plan.draws import Draws
 
-NUM_DRAWS = 1000
-SEED = 0  # fixed: the same measurements always give the same plan
-PLATEAU = 1.05
+CHUNK = 128  # candidates scored at once: their draws stay in the processor's cache
 
-Draws = NDArray[np.float64]
+UpdateSeconds = Callable[[Candidates, Draws], Floats]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
-    """Ratios to today's recipe for each draw and candidate, [draws, candidates]."""
+    """Each global batch with its quickest split: ratios to today's recipe, [batches, draws]."""
 
-    seconds: Draws
-    examples: Draws
-    cost: Draws
+    candidates: Candidates
+    """The quickest split of each global batch, in rising order."""
+    seconds: Floats
+    examples: Floats
+    cost: Floats
     """What the objective minimises, positive."""
+    least_cost: Floats
+    """Least cost of any candidate in each draw, [draws]."""
 
     @property
-    def regret(self) -> NDArray[np.float64]:
-        """Expected excess of each candidate's cost over the best of the same draw, [candidates]."""
-        return (self.cost / self.cost.min(axis=1, keepdims=True) - 1).mean(axis=0)
+    def regret(self) -> Floats:
+        """Expected excess of each batch's cost over the best of the same draw, [batches]."""
+        return (self.cost / self.least_cost).mean(axis=1) - 1
 
     @property
-    def best(self) -> int:
-        """Index of the candidate with the least expected regret."""
-        return int(np.argmin(self.regret))
+    def expected_seconds(self) -> Floats:
+        """Geometric mean of the time ratio, [batches]."""
+        return np.exp(np.log(self.seconds).mean(axis=1))
 
-    def plateau(self) -> tuple[int, int]:
-        """First and last index of the run around the best whose expected cost is within 5 %."""
-        expected = np.exp(np.log(self.cost).mean(axis=0))
-        good = expected <= PLATEAU * expected[self.best]
-        first = last = self.best
-        while first > 0 and good[first - 1]:
-            first -= 1
-        while last + 1 < len(good) and good[last + 1]:
-            last += 1
-        return first, last
+    @property
+    def expected_cost(self) -> Floats:
+        """Geometric mean of the cost, [batches]."""
+        return np.exp(np.log(self.cost).mean(axis=1))
 
 
 def score(
-    candidates: Sequence[Split],
-    today: Split,
-    *,
-    speed: SpeedModel,
-    loader: LoaderModel,
-    steps: StepsModel,
+    candidates: Candidates,
+    today: Candidates,
+    seconds_of: UpdateSeconds,
+    draws: Draws,
     objective: Objective,
 ) -> Scores:
     """Score every candidate against today's recipe under resampled models.
 
+    The split of a batch changes the seconds of its update and nothing else, so each batch is
+    represented by the split of least expected seconds, while the best of a draw is sought among all.
+
     Args:
-        candidates: splits within every limit.
-        today: the recipe's batch, split as it runs today.
-        speed: step times with their errors.
-        loader: adds to, or runs beside, the step.
-        steps: critical batch size with its interval.
-        objective: ``time`` minimises seconds; ``balanced`` minimises seconds x examples, the knee of
-            their front, where one per cent less time costs one per cent more examples.
+        candidates: within every limit, ordered by global batch.
+        today: the recipe's batch, split as it runs today; one candidate.
+        seconds_of: seconds of an update for candidates and draws, [candidates, draws].
+        draws: worlds to score in.
+        objective: ``time`` and ``accuracy`` look at seconds, ``compute`` at examples, ``balanced`` at
+            seconds x examples: the knee of their front, where one per cent less time costs one per
+            cent more examples.
     """
-    rng = np.random.default_rng(SEED)
-    critical = steps.draw(rng, NUM_DRAWS)[:, None]
-    columns = [*candidates, today]
-    step_seconds = speed.draw_seconds([s.micro_batch_size for s in columns], rng, NUM_DRAWS)
-    updates = np.stack(
-        [
-            update_seconds(split, step_seconds[:, i], speed.optimizer_seconds, loader)
-            for i, split in enumerate(columns)
-        ],
-        axis=1,
+    sizes, first = np.unique(candidates.global_batch_size, return_index=True)
+    best, quickest = _best_splits(candidates, first, seconds_of, draws)
+    today_seconds, critical = seconds_of(today, draws)[0], draws.critical
+    reference = float(today.global_batch_size[0])
+    batches = sizes.astype(float)[:, None]
+    examples = relative_examples(batches, reference, critical)
+    steps = examples * (reference / batches) / today_seconds
+    chosen = candidates.take(best)
+    seconds = seconds_of(chosen, draws) * steps
+    least = quickest * steps
+    return Scores(
+        candidates=chosen,
+        seconds=seconds,
+        examples=examples,
+        cost=_cost(objective, seconds, examples),
+        least_cost=_cost(objective, least, examples).min(axis=0),
     )
-    sizes = np.array([float(split.global_batch_size) for split in columns])
-    examples = relative_examples(sizes[None, :], today.global_batch_size, critical)
-    seconds = examples / sizes * updates
-    seconds /= seconds[:, -1:]
-    seconds, examples = seconds[:, :-1], examples[:, :-1]
-    cost = seconds if objective == "time" else np.sqrt(seconds * examples)
-    return Scores(seconds=seconds, examples=examples, cost=cost)
 
 
-def interval(draws: NDArray[np.float64]) -> Interval:
+def _best_splits(
+    candidates: Candidates, first: Ints, seconds_of: UpdateSeconds, draws: Draws
+) -> tuple[Ints, Floats]:
+    """For each batch: its split of least expected update seconds, and the least of each draw."""
+    mean = np.empty(len(candidates))
+    quickest = np.full((len(first), len(draws.noise)), np.inf)
+    batch_of = np.searchsorted(first, np.arange(len(candidates)), side="right") - 1
+    for start in range(0, len(candidates), CHUNK):
+        part = slice(start, start + CHUNK)
+        seconds = seconds_of(candidates.take(part), draws)
+        mean[part] = seconds.mean(axis=1)
+        rows, offsets = np.unique(batch_of[part], return_index=True)
+        quickest[rows] = np.minimum(quickest[rows], np.minimum.reduceat(seconds, offsets, axis=0))
+    ends = np.append(first[1:], len(candidates))
+    best = [a + int(np.argmin(mean[a:b])) for a, b in zip(first, ends, strict=True)]
+    return np.array(best, np.int64), quickest
+
+
+def _cost(objective: Objective, seconds: Floats, examples: Floats) -> Floats:
+    if objective == "compute":
+        return examples
+    return np.sqrt(seconds * examples) if objective == "balanced" else seconds
+
+
+def interval(draws: Floats) -> Interval:
     """Median and central 90 % of draws."""
     tail = (1 - LEVEL) / 2
     low, middle, high = (float(q) for q in np.quantile(draws, [tail, 0.5, 1 - tail]))
     return Interval(value=middle, low=low, high=high)
+
+
+def on_front(seconds: Floats, examples: Floats) -> list[bool]:
+    """Whether no other candidate is better in both; ties count as better in that one, [batches].
+
+    >>> on_front(np.array([3.0, 1.0, 2.0]), np.array([1.0, 2.0, 3.0]))
+    [True, True, False]
+    """
+    pairs = list(zip(seconds.tolist(), examples.tolist(), strict=True))
+    return [
+        not any(s <= mine[0] and e <= mine[1] and (s, e) != mine for s, e in pairs) for mine in pairs
+    ]

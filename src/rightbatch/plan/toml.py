@@ -15,7 +15,18 @@ from rightbatch.core.record import locate
 from rightbatch.core.store import check_schema, write_text
 
 # What belongs to the answer and its evidence lies in plan.json; a run needs none of it.
-_EVIDENCE = {"decisions", "plateau", "predicted", "candidates", "notes", "memory_limit_bytes"}
+_EVIDENCE = {
+    "decisions",
+    "plateau",
+    "tolerance",
+    "predicted",
+    "candidates",
+    "notes",
+    "guards",
+    "doubts",
+    "memory_limit_bytes",
+}
+_TABLE = re.compile(r"^\s*\[\s*([A-Za-z0-9_-]+)\s*\]")
 _KEY = re.compile(r"^\s*(?:\"([^\"]+)\"|'([^']+)'|([A-Za-z0-9_-]+))\s*=")
 _WIDTH = 96
 
@@ -30,7 +41,11 @@ def format_plan(plan: Plan) -> str:
     values = plan.model_dump(mode="json", exclude=_EVIDENCE, exclude_none=True)
     # Pydantic lists inherited fields first; a reader looks for the batch first.
     values = dict(sorted(values.items(), key=lambda item: item[0] in Constants.model_fields))
+    # TOML wants tables after all plain values.
+    tables = {name: values.pop(name) for name in [*values] if isinstance(values[name], dict)}
     reasons = {decision.name: decision for decision in plan.decisions}
+    if "beta1" in reasons:
+        reasons["betas"] = reasons["beta1"]
     lines = [
         *_comment(f"How to train {plan.task or 'this task'}: edit any value, then"),
         *_comment(f"  rightbatch train {plan.task or 'TASK'} --plan plan.toml"),
@@ -38,12 +53,15 @@ def format_plan(plan: Plan) -> str:
             "Each value says how it is known: measured on this task, derived by a formula, or assumed."
         ),
     ]
-    for note in plan.notes:
+    for note in plan.warnings:
         lines += _comment(f"Note: {note}")
     lines.append("")
     for name, value in values.items():
         lines += _comment(_reason(reasons.get(name), name))
         lines += [f"{name} = {_literal(value)}", ""]
+    for name, table in tables.items():
+        lines += [*_comment(_reason(reasons.get(name), name)), f"[{name}]"]
+        lines += [*(f"{key} = {_literal(value)}" for key, value in table.items()), ""]
     return "\n".join(lines)
 
 
@@ -90,6 +108,8 @@ def _reason(decision: Decision | None, name: str) -> str:
             "schema_version": "the layout of this file",
             "task": "the task this plan was made for; training any other with it is refused",
             "objective": "what the planner minimised",
+            "target": "asked for instead of the task's own",
+            "batch_schedule": "how the batch grows to global_batch_size",
             "warmup_start": "share of the learning rate at which warmup begins",
         }
         return reasons.get(name, "assumed: kept as in the recipe")
@@ -104,6 +124,8 @@ def _literal(value: object) -> str:
 def _key_lines(text: str) -> dict[str, int]:
     found: dict[str, int] = {}
     for number, line in enumerate(text.splitlines(), start=1):
-        if match := _KEY.match(line):
+        if match := _TABLE.match(line):
+            found.setdefault(match[1], number)
+        elif match := _KEY.match(line):
             found.setdefault(match[1] or match[2] or match[3], number)
     return found

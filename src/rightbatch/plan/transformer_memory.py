@@ -6,21 +6,29 @@ sum over the tensors that backward needs; here the same sum is written by tensor
 precisions, grouped-query attention, gated MLPs and fused attention follow. The peak is the largest
 of four instants: backward of the loss, when every activation lives and no gradient does yet,
 backward of the last and of the first layer, and the optimizer's step, when gradients live alone.
-
-Against traces of GPT-, BERT- and Llama-like models on emulated CUDA, fp32 and autocast, fused
-attention or not, the peak is off by at most 0.5 % without checkpointing, by -4 % to +7 % with it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from rightbatch.core.errors import InvalidInputError, did_you_mean
-from rightbatch.plan.transformer_config import ACTIVATIONS, TransformerConfig, count_parameters
+from rightbatch.plan.transformer_config import (
+    ACTIVATIONS,
+    TransformerConfig,
+    count_parameters,
+    read_transformer_config,
+)
 
 Precision = Literal["fp32", "bf16", "bf16-pure"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "bf16-pure")
+
+ERROR_SHARES = {False: (-0.005, 0.005), True: (-0.04, 0.07)}
+"""Least and most by which peaks missed traces of GPT-, BERT- and Llama-like models on emulated CUDA,
+fp32 and autocast, fused attention or not; without and with checkpointing."""
 
 # Numbers that an optimizer keeps per parameter, of the parameter's own type.
 OPTIMIZER_STATES = {"adam": 2, "adamw": 2, "sgd": 0, "sgd-momentum": 1, "rmsprop": 1, "adagrad": 1}
@@ -71,13 +79,7 @@ class TransformerMemory:
     @property
     def backward_bytes(self) -> int:
         """Live at the largest instant of backward: the loss, the last layer, or the first."""
-        born = self.gradients if self.accumulates else 0
-        at_loss = self.casts + self.activations + self.logits + born
-        layer = self.recomputed + self.layer_temporaries
-        at_last = self.casts + self.activations + layer + max(born, self.first_gradients)
-        at_first = self.layer_activations + self.layer_temporaries
-        at_first += max(born, self.gradients - self.last_gradients)
-        return self.fixed_bytes + self.inputs + max(at_loss, at_last, at_first)
+        return self.fixed_bytes + self.inputs + sum(self._backward().values())
 
     @property
     def optimizer_bytes(self) -> int:
@@ -94,9 +96,40 @@ class TransformerMemory:
         """Which of both it is."""
         return "backward" if self.backward_bytes > self.optimizer_bytes else "optimizer"
 
+    def breakdown(self) -> dict[str, int]:
+        """Bytes by part at the peak; they sum to ``peak_bytes``, and parts of no bytes are left out."""
+        always = {
+            "parameters": self.parameters,
+            "optimizer_state": self.optimizer_state,
+            "averages": self.averages,
+            "buckets": self.buckets,
+            "inputs": self.inputs,
+        }
+        rest = {"gradients": self.gradients, "temporaries": self.optimizer_temporaries}
+        if self.peak_at == "backward":
+            rest = self._backward()
+        return {name: amount for name, amount in (always | rest).items() if amount}
+
+    def _backward(self) -> dict[str, int]:
+        """What lives beside the fixed part at the largest instant of backward."""
+        born = self.gradients if self.accumulates else 0
+        kept = {"casts": self.casts, "activations": self.activations}
+        at_loss = kept | {"logits": self.logits, "gradients": born}
+        at_last = kept | {
+            "recomputed": self.recomputed,
+            "temporaries": self.layer_temporaries,
+            "gradients": max(born, self.first_gradients),
+        }
+        at_first = {
+            "activations": self.layer_activations,
+            "temporaries": self.layer_temporaries,
+            "gradients": max(born, self.gradients - self.last_gradients),
+        }
+        return max((at_loss, at_last, at_first), key=lambda parts: sum(parts.values()))
+
 
 def estimate_transformer_memory(  # noqa: PLR0913 - each changes the sum, and all but two have defaults
-    config: TransformerConfig,
+    config: TransformerConfig | Mapping[str, Any] | Path | str,
     *,
     batch_size: int,
     sequence_length: int,
@@ -114,7 +147,8 @@ def estimate_transformer_memory(  # noqa: PLR0913 - each changes the sum, and al
     Not in it: the allocator's rounding and fragmentation, the CUDA context, libraries' workspaces.
 
     Args:
-        config: the model's shape, as ``read_transformer_config`` reads it.
+        config: the model's shape: a Hugging Face ``config.json``, what it holds, or what
+            ``read_transformer_config`` made of it.
         batch_size: sequences in each forward of one replica.
         sequence_length: tokens in each, padding included.
         optimizer: a name in ``OPTIMIZER_STATES``.
@@ -128,8 +162,11 @@ def estimate_transformer_memory(  # noqa: PLR0913 - each changes the sum, and al
         averaged: whether averaged weights are kept.
 
     Raises:
-        InvalidInputError: a name is unknown, a count below 1, or the sequence too long for the model.
+        InvalidInputError: the config is not readable, a name unknown, a count below 1, or the sequence
+            too long for the model.
     """
+    if not isinstance(config, TransformerConfig):
+        config = read_transformer_config(config)
     _check(config, batch_size, sequence_length, optimizer, precision)
     _check_counts(accumulation_steps=accumulation_steps, num_replicas=num_replicas)
     tokens = batch_size * sequence_length
@@ -143,6 +180,7 @@ def estimate_transformer_memory(  # noqa: PLR0913 - each changes the sum, and al
         config, sequence_length, precision, flash_attention
     )
     layer = tokens * (attention + mlp)
+    largest_matrix = config.hidden_size * max(config.vocab_size, config.ff_size, config.query_size)
     boundary = tokens * kept * config.hidden_size
     casts = 0
     if precision == "bf16":
@@ -169,14 +207,10 @@ def estimate_transformer_memory(  # noqa: PLR0913 - each changes the sum, and al
         # The MLP goes first and gives its activations back before the scores get their gradients.
         layer_temporaries=tokens * max(mlp_added, scores_added - mlp),
         logits=has_logits * _LOGIT_COPIES * 4 * tokens * config.vocab_size,
-        optimizer_temporaries=weights if foreach else 2 * kept * _largest_matrix(config),
+        optimizer_temporaries=weights if foreach else 2 * kept * largest_matrix,
         inputs=2 * _INDEX_BYTES * tokens,
         accumulates=accumulation_steps > 1,
     )
-
-
-def _largest_matrix(config: TransformerConfig) -> int:
-    return config.hidden_size * max(config.vocab_size, config.ff_size, config.query_size)
 
 
 def _sizes(precision: Precision) -> tuple[int, int]:

@@ -139,6 +139,15 @@ def size_axis(figure: go.Figure, sizes: Sequence[int]) -> None:
 
 def log_axis(figure: go.Figure, low: float, high: float, **cell: Any) -> None:
     """A logarithmic y axis from ``low`` to ``high`` with round numbers at its ticks."""
+    figure.update_yaxes(**_log_ticks(low, high), **cell)
+
+
+def ratio_axis(figure: go.Figure, low: float, high: float) -> None:
+    """The same along x."""
+    figure.update_xaxes(**_log_ticks(low, high))
+
+
+def _log_ticks(low: float, high: float) -> dict[str, Any]:
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks: list[float] = []
     for steps in ((1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1,)):
@@ -147,4 +156,4 @@ def log_axis(figure: go.Figure, low: float, high: float, **cell: Any) -> None:
         if len(ticks) <= _MAX_TICKS:
             break
     span, labels = [math.log10(low), math.log10(high)], [format_number(tick) for tick in ticks]
-    figure.update_yaxes(type="log", range=span, tickvals=ticks, ticktext=labels, **cell)
+    return {"type": "log", "range": span, "tickvals": ticks, "ticktext": labels}

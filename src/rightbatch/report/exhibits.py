@@ -14,9 +14,11 @@ from rightbatch.core.plan import Plan
 from rightbatch.core.samples import Measurements
 from rightbatch.fit.memory_model import MemoryModel
 from rightbatch.fit.models import Models
+from rightbatch.fit.noise_heading import fit_heading
 from rightbatch.fit.speed_model import SpeedModel
 from rightbatch.report import sentences, tables
 from rightbatch.report.history import RunHistory
+from rightbatch.report.noise import heading_sentence
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -44,6 +46,8 @@ def collect_exhibits(
     found: list[Exhibit] = []
     if plan and plan.candidates:
         found.append(_candidates(measurements, plan))
+        if any(candidate.on_front for candidate in plan.candidates):
+            found.append(_front(measurements, plan))
     if models.noise_points:
         found.append(_noise(measurements, models, plan))
     if models.speed:
@@ -88,12 +92,26 @@ def _candidates(measurements: Measurements, plan: Plan) -> Exhibit:
     )
 
 
-def _noise(measurements: Measurements, models: Models, plan: Plan | None) -> Exhibit:
+def _front(measurements: Measurements, plan: Plan) -> Exhibit:
+    from rightbatch.report.front import front_table, plot_front
+
     today = measurements.task.recipe.batch_size
+    return Exhibit(
+        key="front",
+        title="What less time costs in examples",
+        caption="Every batch size by its predicted time and examples; on the line no other batch is"
+        " better in both.",
+        figure=plot_front(plan, today),
+        table=front_table(plan, today),
+    )
+
+
+def _noise(measurements: Measurements, models: Models, plan: Plan | None) -> Exhibit:
+    today, heading = measurements.task.recipe.batch_size, fit_heading(models.noise_points)
     return Exhibit(
         key="noise",
         title="How many examples one step can use",
-        caption=sentences.noise_sentence(models.noise),
+        caption=f"{sentences.noise_sentence(models.noise)} {heading_sentence(heading)}",
         figure=_plots().plot_noise(models.noise_points, plan, today),
         table=tables.noise_table(models.noise_points),
     )

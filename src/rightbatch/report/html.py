@@ -106,6 +106,8 @@ def _answer(
 ) -> list[Html]:
     """What to do, and why: enough to act on."""
     task = measurements.task
+    if plan and plan.target:
+        task = task.replace(target=plan.target)
     batches = {run.global_batch_size for run in runs}
     steps = sentences.next_steps(
         plan,
@@ -117,7 +119,7 @@ def _answer(
     parts = [
         tag("h1", f"rightbatch: {task.name} on {measurements.environment.device_name}"),
         tag("p", sentences.answer_sentence(plan, task), class_="answer"),
-        sections.render_notes([*(plan.notes if plan else ()), *measurements.notes]),
+        sections.render_notes([*(plan.warnings if plan else ()), *measurements.notes]),
         tag("h2", "What to do next"),
         sections.render_steps(steps),
         tag("h2", "At a glance"),

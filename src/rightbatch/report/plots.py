@@ -12,6 +12,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from rightbatch.core.errors import InfeasibleError
 from rightbatch.core.plan import Plan
 from rightbatch.core.recipe import Target
 from rightbatch.core.samples import Owner
@@ -20,6 +21,7 @@ from rightbatch.fit.loader_model import LoaderModel
 from rightbatch.fit.memory_model import MemoryModel
 from rightbatch.fit.noise_scale import NoiseScale
 from rightbatch.fit.speed_model import SpeedModel
+from rightbatch.plan.limits import Limits
 from rightbatch.report.drawing import (
     BLUE,
     COLORS,
@@ -37,6 +39,7 @@ from rightbatch.report.drawing import (
     size_axis,
 )
 from rightbatch.report.history import RunHistory
+from rightbatch.report.sentences import percent
 
 _UNITS = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10), ("B", 1))
 _OFF_PLOT = 3.0  # a limit this many times above the curve would flatten it
@@ -133,8 +136,9 @@ def plot_memory(
 ) -> go.Figure:
     """Draw predicted peak bytes by owner against micro-batch size, with the device's memory.
 
-    The axis ends at four times the plan. A limit far above the curve is written at the top of the
-    plot, where a line would flatten everything below it.
+    The axis ends at four times the plan, or at the largest micro-batch that fits where that is not
+    much further. A limit far above the curve is written at the top of the plot, where a line would
+    flatten everything below it.
 
     Args:
         model: peak bytes and their owners.
@@ -143,10 +147,11 @@ def plot_memory(
         limit_bytes: what the plan may use.
     """
     planned = plan.micro_batch_size if plan else max(traced)
-    end = max(4 * planned, *traced)
+    end, largest = max(4 * planned, *traced), _largest_that_fits(model, limit_bytes)
+    end = max(end, largest) if largest <= _OFF_PLOT * end else end
     grid = {max(1, round(end * i / 32)) for i in range(33)}
     corners = {b for first, *_ in model.pieces() for b in (first - 1, first) if 1 <= b <= end}
-    sizes = sorted({planned, *traced, *grid, *corners})
+    sizes = sorted({planned, *traced, *grid, *corners, *([largest] if 1 <= largest <= end else [])})
     unit, scale = next(u for u in _UNITS if model.peak_bytes(end) >= u[1])
     figure = new_figure("micro-batch size", f"peak memory, {unit}")
     parts = [model.breakdown(size) for size in sizes]
@@ -166,6 +171,9 @@ def plot_memory(
     if plan:
         peak = model.peak_bytes(planned) / scale
         add_points(figure, [planned], [peak], f"plan: {planned}", ORANGE, "diamond")
+    if largest in sizes:
+        name = f"largest with {percent(Limits().headroom)} of the limit free: {largest:,}"
+        add_points(figure, [largest], [model.peak_bytes(largest) / scale], name, GREEN, "square")
     limit, text = limit_bytes / scale, f"memory limit: {format_bytes(limit_bytes)}"
     if limit <= _OFF_PLOT * peaks[-1]:
         add_line(figure, [sizes[0], sizes[-1]], [limit, limit], text, GREY, dash="dash")
@@ -175,6 +183,14 @@ def plot_memory(
         figure.add_annotation(text=text, **where, xanchor="left", yanchor="top", showarrow=False)
     figure.update_yaxes(rangemode="tozero")
     return figure
+
+
+def _largest_that_fits(model: MemoryModel, limit_bytes: int) -> int:
+    """Largest micro-batch within the limit less the usual headroom; 0 where none is."""
+    try:
+        return model.max_micro_batch(limit_bytes, Limits().headroom)
+    except InfeasibleError:
+        return 0
 
 
 def plot_runs(runs: Sequence[RunHistory], metric: str | None, target: Target | None) -> go.Figure:

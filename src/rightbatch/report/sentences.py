@@ -9,16 +9,13 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from rightbatch.core.errors import InfeasibleError
 from rightbatch.core.facts import TaskFacts
 from rightbatch.core.plan import Interval, Plan
 from rightbatch.core.samples import Measurements
 from rightbatch.core.units import format_bytes, format_number, format_seconds
-from rightbatch.fit.intervals import NORMAL_QUANTILE
 from rightbatch.fit.memory_model import MemoryModel
-from rightbatch.fit.models import Models, fit_models
+from rightbatch.fit.models import Models
 from rightbatch.fit.noise_scale import NoiseScale
 from rightbatch.plan.limits import Limits
 from rightbatch.report.history import RunHistory
@@ -187,8 +184,8 @@ def next_steps(
         steps.append(f"Train with this plan: `{train}`")
     if missing:
         steps.append(f"Measure on where it was cut short ({', '.join(missing)}): `{again}`")
-    elif doubt := _least_certain(measurements):
-        steps.append(f"{doubt}: `{again} --refresh`")
+    elif doubt := _least_certain(plan, f"{again} --refresh"):
+        steps.append(doubt)
     if not compared and plan.global_batch_size != measurements.task.recipe.batch_size:
         recipe = f"rightbatch train {task} --run {where}/runs/recipe"
         steps.append(f"Train today's recipe too and compare: `{recipe} && rightbatch report {where}`")
@@ -214,29 +211,25 @@ def _prediction(plan: Plan, facts: TaskFacts) -> str:
 def _plateau(plan: Plan, facts: TaskFacts) -> str:
     if plan.plateau is None:
         return ""
-    low, high = plan.plateau
+    (low, high), within = plan.plateau, percent(plan.tolerance)
     if low == high:
-        return "; no other batch is within 5 %"
+        return f"; no other batch is within {within}"
     today = facts.recipe.batch_size
     inside = low <= today <= high and today != plan.global_batch_size
     also = f", today's {today} included" if inside else ""
-    return f"; every batch from {low} to {high} is within 5 %{also}"
+    return f"; every batch from {low} to {high} is within {within}{also}"
 
 
-def _least_certain(measurements: Measurements) -> str:
-    """Name the noise scale where measuring it longer would narrow the prediction; else say nothing.
+def _least_certain(plan: Plan, longer: str) -> str:
+    """Name what carries most of the expected regret where measuring it longer helps; else say nothing.
 
-    Measuring does not narrow the step from a noise scale to the critical batch size.
+    The step from a noise scale to the critical batch size is narrowed by training alone.
     """
-    steps = fit_models(measurements).steps
-    if steps is None:
+    if not plan.doubts or plan.doubts[0].name not in {"noise scale", "step times", "loader"}:
         return ""
-    scale, spread = steps.noise, 2 * NORMAL_QUANTILE * steps.calibration_log_sd
-    if scale.high is not None and np.log(scale.high / max(scale.low, 1.0)) < spread:
-        return ""
-    return (
-        f"The least certain input is the noise scale, {noise_text(scale)} examples; measure it longer"
-    )
+    doubt = plan.doubts[0]
+    share = f"{percent(doubt.share)} of the plan's expected regret comes from the {doubt.name}"
+    return f"{share}; measure it longer: `{longer}`"
 
 
 def _short(value: float) -> str:

@@ -160,7 +160,8 @@ def candidates_table(plan: Plan, today: int) -> Table:
         ]
         rows.append((
             f"{c.global_batch_size:,}",
-            f"{c.micro_batch_size:,} x {c.accumulation_steps:,}",
+            f"{c.micro_batch_size:,} x {c.accumulation_steps:,}"
+            + (f" x {c.num_replicas:,}" if c.num_replicas > 1 else ""),
             interval_text(c.seconds_ratio),
             interval_text(c.examples_ratio),
             percent(c.regret),
@@ -170,7 +171,7 @@ def candidates_table(plan: Plan, today: int) -> Table:
         ))
     columns = (
         "global batch",
-        "micro x accumulation",
+        "micro x accumulation (x replicas)",
         "time, of today's",
         "examples, of today's",
         "expected regret",

@@ -14,6 +14,7 @@ from rightbatch.core.errors import InvalidInputError, InvalidTaskError, did_you_
 from rightbatch.core.facts import OPTIMIZER_FAMILIES, OptimizerFamily
 from rightbatch.core.recipe import Constants
 from rightbatch.tasks.task import Loss, Task
+from rightbatch.tasks.where import raised
 
 _OPTIMIZER_CONSTANTS = ("momentum", "betas", "eps", "weight_decay")
 
@@ -33,27 +34,42 @@ def check_device(device: str) -> None:
         ) from error
 
 
-def build_model(task: Task, device: str = "cpu", seed: int = 0) -> nn.Module:
+def build_model(task: Task, device: str = "cpu", seed: int = 0, *, values: bool = True) -> nn.Module:
     """Call the task's model factory under a seed and move the result to a device.
 
+    Args:
+        task: gives the factory.
+        device: a model without values stays on ``meta``.
+        seed: of the initial values.
+        values: refuse a model that has shapes only.
+
     Raises:
-        InvalidTaskError: the factory fails or returns something else than a Module.
+        InvalidTaskError: the factory fails, or returns something else than a Module with values.
     """
     check_device(device)
     torch.manual_seed(seed)
     try:
         model = task.model()
     except Exception as error:
-        found = f"model() raised {type(error).__name__}: {error}"
-        raise InvalidTaskError(
-            found, need="a factory that builds the model", hint="call it in Python"
-        ) from error
+        need, hint = "a factory that builds the model", "call it in Python"
+        raise InvalidTaskError(*raised("model()", error, need, hint)) from error
     if not isinstance(model, nn.Module):
         found = f"model() returned {type(model).__name__}"
         raise InvalidTaskError(
             found, need="a torch.nn.Module", hint="pass a function that returns the model"
         )
-    return model.to(device).train()
+    if has_values(model):
+        return model.to(device).train()
+    if values:
+        found = "model() returned parameters on the meta device, which have shapes and no values"
+        need, hint = "a model that can compute", "such a model can be traced: rb.trace_memory"
+        raise InvalidTaskError(found, need=need, hint=hint)
+    return model.train()
+
+
+def has_values(model: nn.Module) -> bool:
+    """Whether every parameter has values; those built under ``torch.device("meta")`` have none."""
+    return not any(parameter.is_meta for parameter in model.parameters())
 
 
 def batch_norm_layers(model: nn.Module) -> list[nn.Module]:
@@ -155,18 +171,50 @@ def to_device(batch: Any, device: str) -> Any:
     return batch
 
 
-def compute_loss(task_loss: Any, model: nn.Module, batch: Any, num_examples: int) -> Loss:
-    """Call the task's loss; a plain mean is weighted by the examples it averages.
+def loss_terms(task_loss: Any, model: nn.Module, batch: Any, num_examples: int) -> dict[str, Loss]:
+    """Call the task's loss; each of its terms is a sum with a count of its own.
+
+    A plain mean is weighted by the examples it averages. A loss of one term has it under ``loss``.
 
     Raises:
-        InvalidTaskError: it returns neither a Loss nor a scalar.
+        InvalidTaskError: it returns neither a Loss, nor a scalar, nor a dictionary of these.
     """
     value = task_loss(model, batch)
+    if not isinstance(value, Mapping):
+        return {"loss": _as_loss(value, num_examples, "loss returned")}
+    if not value:
+        hint = 'return {"loss": rb.Loss(total, count)}'
+        raise InvalidTaskError("loss returned an empty dictionary", need="a term in it", hint=hint)
+    return {
+        str(name): _as_loss(term, num_examples, f"loss returned, under {name!r},")
+        for name, term in value.items()
+    }
+
+
+def compute_loss(task_loss: Any, model: nn.Module, batch: Any, num_examples: int) -> Loss:
+    """Call the task's loss on one batch; several terms become one, counted by examples.
+
+    Raises:
+        InvalidTaskError: as ``loss_terms`` says.
+    """
+    terms = loss_terms(task_loss, model, batch, num_examples)
+    if len(terms) == 1:
+        return next(iter(terms.values()))
+    means = [term.total / _or_one(term.count) for term in terms.values()]
+    return Loss(torch.stack(means).sum() * num_examples, num_examples)
+
+
+def _or_one(count: int | Tensor) -> int | Tensor:
+    """A divisor for a sum over ``count`` targets, which is 0 where there are none."""
+    return torch.where(count > 0, count, 1) if isinstance(count, Tensor) else count or 1
+
+
+def _as_loss(value: Any, num_examples: int, returned: str) -> Loss:
     total = value.total if isinstance(value, Loss) else value
     if not isinstance(total, Tensor) or total.numel() != 1:
         shape = f" of shape {list(total.shape)}" if isinstance(total, Tensor) else ""
         raise InvalidTaskError(
-            f"loss returned {type(value).__name__}{shape}",
+            f"{returned} {type(value).__name__}{shape}",
             need="rb.Loss(total, count) or a scalar mean",
             hint="sum the per-target losses: rb.Loss(losses.sum(), losses.numel())",
         )

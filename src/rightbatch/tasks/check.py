@@ -18,13 +18,16 @@ from rightbatch.tasks.build import (
     build_optimizer,
     compute_loss,
     join,
+    loss_terms,
     optimizer_family,
     to_device,
 )
 from rightbatch.tasks.step import precision_context
-from rightbatch.tasks.task import Task
+from rightbatch.tasks.task import Loss, Task
+from rightbatch.tasks.where import raised
 
 _PROBE_EXAMPLES = 2
+_ACCURACY_NAMES = {"accuracy", "acc"}
 
 
 def check_task(task: Task, device: str = "cpu") -> TaskFacts:
@@ -56,6 +59,8 @@ def check_task(task: Task, device: str = "cpu") -> TaskFacts:
     optimizer = build_optimizer(recipe, model, recipe.lr)
     batch = to_device(_read(task, task.train_data, "train_data"), device)
     _check_loss(task, model, batch, device)
+    if task.positive_loss is not None:
+        _check_positive_loss(task, model, batch, device)
     if task.target is not None:
         _check_target(task, task.target, model, device)
     return TaskFacts(
@@ -109,12 +114,15 @@ def evaluate(
 
 
 def _mean_loss(task: Task, model: nn.Module, batches: Any) -> dict[str, float]:
-    total, count = 0.0, 0.0
+    totals: dict[str, float] = {}
+    counts: dict[str, float] = {}
     for batch in batches:
-        loss = compute_loss(task.loss, model, batch, num_examples=batch_examples(batch))
-        total += float(loss.total)
-        count += float(loss.count)
-    return {"loss": total / count if count else math.nan}
+        terms = loss_terms(task.loss, model, batch, num_examples=batch_examples(batch))
+        for name, term in terms.items():
+            totals[name] = totals.get(name, 0.0) + float(term.total)
+            counts[name] = counts.get(name, 0.0) + float(term.count)
+    means = [totals[name] / count for name, count in counts.items() if count]
+    return {"loss": math.fsum(means) if means else math.nan}
 
 
 def batch_examples(batch: Any) -> int:
@@ -156,9 +164,8 @@ def _check_loss(task: Task, model: nn.Module, batch: Any, device: str) -> None:
     except RightBatchError:
         raise
     except Exception as error:
-        found = f"loss raised {type(error).__name__}: {error}"
-        hint = "call loss(model(), batch) in Python"
-        raise InvalidTaskError(found, need="a loss that runs on two examples", hint=hint) from error
+        need, hint = "a loss that runs on two examples", "call loss(model(), batch) in Python"
+        raise InvalidTaskError(*raised("loss", error, need, hint)) from error
     if not loss.total.requires_grad:
         hint = "compute it from the model's output, outside torch.no_grad()"
         raise InvalidTaskError(
@@ -172,11 +179,34 @@ def _check_loss(task: Task, model: nn.Module, batch: Any, device: str) -> None:
     model.zero_grad(set_to_none=True)
 
 
+def _check_positive_loss(task: Task, model: nn.Module, batch: Any, device: str) -> None:
+    """Its sum must be a part of the loss's sum, so both have to be sums.
+
+    Raises:
+        InvalidTaskError: either returns a mean, or the positives outnumber the targets.
+    """
+    with precision_context(task.recipe.precision, device):
+        whole, part = (f(model, batch) for f in (task.loss, task.positive_loss) if f is not None)
+    if not (isinstance(whole, Loss) and isinstance(part, Loss)):
+        found = f"loss returned {type(whole).__name__}, positive_loss {type(part).__name__}"
+        hint = "sum both over their targets: rb.Loss(losses.sum(), count)"
+        raise InvalidTaskError(found, need="rb.Loss from both", hint=hint)
+    if float(part.count) > float(whole.count):
+        found = f"positive_loss counts {float(part.count):g} of {float(whole.count):g} targets"
+        raise InvalidTaskError(found, need="positives among them", hint="count the positive targets")
+
+
 def _check_target(task: Task, target: Target, model: nn.Module, device: str) -> None:
     if task.valid_data is None:
         found = f"target {target} without valid_data"
         raise InvalidTaskError(
             found, need="data to evaluate on", hint="give valid_data or remove the target"
+        )
+    if task.positive_loss is not None and target.metric.lower() in _ACCURACY_NAMES:
+        raise InvalidTaskError(
+            f"target {target} with rare positives: a model that never finds one is right nearly always",
+            need="a metric of the positives",
+            hint="return average_precision from evaluate: sparse.average_precision",
         )
     metrics = evaluate(task, model, [_read(task, task.valid_data, "valid_data")], device)
     if target.metric not in metrics:

@@ -9,15 +9,25 @@ import torch
 from torch import Tensor, nn
 
 from rightbatch.core.recipe import Constants
-from rightbatch.tasks.build import compute_loss
+from rightbatch.tasks.build import compute_loss, loss_terms
 from rightbatch.tasks.task import Loss
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def precision_context(precision: str, device: str) -> AbstractContextManager[Any]:
-    """Autocast for ``bf16``, nothing for ``fp32``."""
-    if precision == "fp32":
+    """Autocast for ``bf16`` and ``fp16``, nothing for other precisions."""
+    if precision not in _AUTOCAST:
         return nullcontext()
-    return torch.autocast(torch.device(device).type, dtype=torch.bfloat16)
+    return torch.autocast(torch.device(device).type, dtype=_AUTOCAST[precision])
+
+
+def forward_terms(
+    task_loss: Any, model: nn.Module, batch: Any, *, num_examples: int, precision: str, device: str
+) -> dict[str, Loss]:
+    """The terms of one micro-batch's loss, ready for backward."""
+    with precision_context(precision, device):
+        return loss_terms(task_loss, model, batch, num_examples)
 
 
 def forward_backward(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.utils.data import Dataset
 
-    LossFunction = Callable[[nn.Module, Any], "Loss | Tensor"]
+    LossFunction = Callable[[nn.Module, Any], "Loss | Tensor | Mapping[str, Loss | Tensor]"]
     Evaluate = Callable[[nn.Module, Iterable[Any]], dict[str, float]]
 
 
@@ -39,10 +39,14 @@ class Task:
     valid_data: Dataset[Any] | None
     """None leaves the run without evaluation, and so without a target."""
     loss: LossFunction
-    """``(model, batch) -> rb.Loss(total, count)``, or a scalar mean over the batch's examples."""
+    """``(model, batch) -> rb.Loss(total, count)``, or a scalar mean over the batch's examples, or a
+    dictionary of such terms, whose means are added."""
     recipe: Recipe
     evaluate: Evaluate | None = None
     """``(model, batches) -> {metric: value}``, without gradients; None reports the mean loss."""
+    positive_loss: LossFunction | None = None
+    """The part of ``loss`` that positive targets contribute, with their count, for rare targets; the
+    noise measurement then looks at this part too. It returns what ``loss`` returns: a ``Loss``."""
     target: Target | None = None
     collate: Callable[[list[Any]], Any] | None = None
     """Examples to batch; None is torch's default."""

@@ -7,10 +7,11 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 
 from rightbatch.core.errors import InvalidInputError, InvalidTaskError
 from rightbatch.core.plan import Plan
-from rightbatch.tasks.build import build_model, collate, to_device
+from rightbatch.tasks.build import collate, compute_loss, to_device
 from rightbatch.tasks.check import check_task
 from rightbatch.tasks.task import Task
-from rightbatch.train.sampler import Windows
+from rightbatch.train.normalization import planned_model
+from rightbatch.train.sampler import Windows, split_evenly
 
 
 def check_plan(task: Task, plan: Plan) -> Plan:
@@ -30,6 +31,9 @@ def check_plan(task: Task, plan: Plan) -> Plan:
         )
         hint = "lower global_batch_size in the plan"
         raise InvalidInputError(found, need="a batch no larger than the data", hint=hint)
+    if plan.schedule == "plateau" and task.valid_data is None:
+        found, hint = "schedule plateau without valid_data", "use step, cosine or linear"
+        raise InvalidInputError(found, need="evaluations to follow", hint=hint)
     if not isinstance(plan.optimizer, str) or ":" not in plan.optimizer:
         return plan
     if plan.optimizer != task.recipe.optimizer_name:
@@ -39,14 +43,17 @@ def check_plan(task: Task, plan: Plan) -> Plan:
     return plan.replace(optimizer=task.recipe.optimizer)
 
 
-def check_run(task: Task, windows: Windows, device: str) -> None:
+def check_run(task: Task, plan: Plan, windows: Windows, device: str) -> bool:
     """Check the task itself, that its weights can be saved, and that its smallest micro-batch runs.
+
+    Returns:
+        Whether the loss reaches every parameter that is trained, seen on two examples.
 
     Raises:
         InvalidTaskError: data, model, loss or metric is not usable, or the weights cannot be saved.
         InvalidInputError: BatchNorm cannot normalise the one example of some micro-batch.
     """
-    model = build_model(task, device)
+    model = planned_model(task, plan, device)
     for name, value in model.state_dict().items():
         if not isinstance(value, Tensor):
             found = f"state_dict() holds a {type(value).__name__} under {name!r}"
@@ -55,6 +62,15 @@ def check_run(task: Task, windows: Windows, device: str) -> None:
     check_task(task, device)
     if any(isinstance(module, _BatchNorm) for module in model.modules()):
         _check_lone_example(task, model, windows, device)
+    return windows.ranks.count == 1 or _reaches_all(task, model, device)
+
+
+def _reaches_all(task: Task, model: nn.Module, device: str) -> bool:
+    """Whether one backward leaves a gradient in every parameter that is trained."""
+    indices = range(min(2, task.num_train_examples))
+    batch = to_device(collate(task, indices), device)
+    compute_loss(task.loss, model, batch, num_examples=len(indices)).total.backward()
+    return all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
 def _check_lone_example(task: Task, model: nn.Module, windows: Windows, device: str) -> None:
@@ -64,7 +80,11 @@ def _check_lone_example(task: Task, model: nn.Module, windows: Windows, device: 
         InvalidInputError: this one does.
         ValueError: the loss fails on one example for another reason.
     """
-    lone = next((w for w in windows if min(w.micro_batch_sizes) == 1), None)
+    splits = {
+        size: split_evenly(size, windows.micro_batch_size, windows.ranks.count)
+        for size in _window_sizes(windows)
+    }
+    lone = next((size for size, pieces in splits.items() if min(pieces) <= 1), None)
     if lone is None:
         return
     try:
@@ -72,13 +92,22 @@ def _check_lone_example(task: Task, model: nn.Module, windows: Windows, device: 
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
-        sizes = " and ".join(str(size) for size in sorted(set(lone.micro_batch_sizes), reverse=True))
+        sizes = " and ".join(str(size) for size in sorted(set(splits[lone]), reverse=True))
         found = (
             "a micro-batch of 1 example, which BatchNorm cannot normalise:"
             f" {windows.num_train_examples} examples in updates of {windows.global_batch_size} come to"
-            f" one of {lone.num_examples}, in micro-batches of {sizes}"
+            f" one of {lone}, in micro-batches of {sizes}"
         )
         hint = "change global_batch_size or micro_batch_size in the plan, or drop a training example"
         raise InvalidInputError(
             found, need="at least 2 examples in every micro-batch", hint=hint
         ) from error
+
+
+def _window_sizes(windows: Windows) -> list[int]:
+    """Every size that a window of the run has."""
+    if windows.batch_schedule is not None:
+        return list(dict.fromkeys(window.num_examples for window in windows))
+    batch, num, total = windows.global_batch_size, windows.num_train_examples, windows.last_example
+    lasts = [num % batch, total % num % batch] if total >= num else [total % batch]
+    return [size for size in (min(batch, total), *lasts) if size]

@@ -1,26 +1,29 @@
-"""The training run: one update after another, evaluation after every epoch, an outcome at the end."""
+"""The training run: checked, begun or resumed, gone through, and recorded with its outcome."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
-from time import perf_counter
 
 from rightbatch.core.errors import InvalidInputError
 from rightbatch.core.plan import Plan
-from rightbatch.core.run import Outcome, Run
+from rightbatch.core.run import Run
 from rightbatch.core.schedule import rate_at
-from rightbatch.tasks.check import evaluate
 from rightbatch.tasks.task import Task
-from rightbatch.train.accumulate import WindowGradient
+from rightbatch.train.adapt import BatchGrowth, MakeMeter
 from rightbatch.train.check import check_plan, check_run
-from rightbatch.train.record import Progress, RunRecord
-from rightbatch.train.sampler import Windows, train_loader, valid_loader
-from rightbatch.train.update import InterruptGuard, Updater
+from rightbatch.train.checkpoint import Checkpoints
+from rightbatch.train.distributed import Ranks
+from rightbatch.train.record import Progress, RunRecord, Start, check_folder, check_resumable
+from rightbatch.train.sampler import Windows
+from rightbatch.train.signals import StopRequests
+from rightbatch.train.training import DEFAULT_SAVING, Saving, Training
+from rightbatch.train.update import Updater
 
 
-def train(
+def train(  # noqa: PLR0913 - what a run is, and then how it is watched and kept
     task: Task,
     plan: Plan,
     run_dir: Path | str,
@@ -29,52 +32,96 @@ def train(
     *,
     device: str = "cpu",
     on_progress: Callable[[Progress], None] | None = None,
+    resume: bool = False,
+    saving: Saving = DEFAULT_SAVING,
+    meter: MakeMeter | None = None,
 ) -> Run:
     """Train a fresh model by the plan; the same seed gives the same bits on one thread.
+
+    Where torch.distributed has been initialised, all processes train together, each calling this.
 
     Args:
         task: what ``load_task`` gave.
         plan: made by a planner, or by ``Plan.from_recipe``.
         run_dir: a folder of this run's own.
-        seed: of the initial weights, the order of the examples and torch's random numbers.
+        seed: of the initial weights, the order of the examples and random numbers.
         max_updates: stop after so many; the learning rate still follows the whole plan.
         device: as torch names it.
         on_progress: called at most ten times a second, and after every evaluation.
+        resume: go on with the run in ``run_dir`` where its newest checkpoint stands, or at its start.
+        saving: when checkpoints are made.
+        meter: of the gradient noise while training, such as ``rb.NoiseMeter``; its estimates go to
+            the metrics, and a batch schedule by noise follows them.
 
     Returns:
         What happened. A target reached, an interruption and a divergence are outcomes, not errors.
 
     Raises:
-        InvalidInputError: the plan does not fit the task, the folder holds a run already, or an
-            update has no target at all.
+        InvalidInputError: the plan does not fit the task, the folder holds another run or, to be
+            resumed, none, a checkpoint is damaged or cannot be written, or an update has no target.
         InvalidTaskError: the task cannot be trained as it stands.
+        KeyboardInterrupt: a second Ctrl-C; what was saved until then is kept.
     """
-    if seed < 0 or (max_updates is not None and max_updates < 1):
-        found, hint = f"seed = {seed}, max_updates = {max_updates}", "change the one that is less"
-        raise InvalidInputError(found, need="seed >= 0 and max_updates >= 1 or None", hint=hint)
+    if seed < 0 or (max_updates is not None and max_updates < 1) or saving.keep < 1:
+        found = f"seed = {seed}, max_updates = {max_updates}, keep = {saving.keep}"
+        need = "seed >= 0, max_updates >= 1 or None, and keep >= 1"
+        raise InvalidInputError(found, need=need, hint="change the one that is less")
+    ranks = Ranks.current()
     plan = check_plan(task, plan)
-    whole = Windows.of(plan, task.num_train_examples, seed)
+    if meter is None and BatchGrowth.of(plan) is not None:
+        found, hint = "a batch that follows the noise, and no meter", "meter=rb.NoiseMeter"
+        raise InvalidInputError(found, need="a meter of the noise", hint=hint)
+    task = replace(task, target=plan.target or task.target)
+    windows = Windows.of(plan, task.num_train_examples, seed, max_updates, ranks)
     # Before anything is built: this refuses a warmup that is longer than the run.
-    rate_at(plan, plan.learning_rate, 0, whole.total_examples)
-    windows = Windows.of(plan, task.num_train_examples, seed, max_updates)
-    check_run(task, windows, device)
-    updater = Updater(task, plan, total_examples=whole.total_examples, seed=seed, device=device)
-    with RunRecord(Path(run_dir), plan, windows.total_examples, on_progress) as record:
-        guard = InterruptGuard()
-        try:
-            with guard.installed():
-                outcome, message = _run(task, windows, updater, record, guard)
-        except KeyboardInterrupt:
-            outcome = Outcome.INTERRUPTED
-            message = f"interrupted; the weights are those after update {record.updates}"
+    rate_at(plan, plan.learning_rate, 0, windows.total_examples)
+    path = Path(run_dir)
+    start = Start(task=task.name, seed=seed, num_train_examples=task.num_train_examples)
+    checkpoints, saved = Checkpoints(path / "checkpoints", saving.keep), None
+    if resume:
+        if (ended := check_resumable(path, plan, start)) is not None:
+            return ended
+        saved = checkpoints.load()
+    else:
+        check_folder(path, checkpoints)
+    ranks.barrier()  # every process has looked before the first one writes
+    updater = Updater(
+        task,
+        plan,
+        total_examples=windows.total_examples,
+        seed=seed,
+        device=device,
+        ranks=ranks,
+        every_parameter_used=check_run(task, plan, windows, device),
+    )
+    record = RunRecord(
+        path,
+        total_examples=windows.last_example,
+        on_progress=on_progress,
+        checkpoints=checkpoints,
+        writes=ranks.is_first,
+    )
+    with record:
+        training = Training(task, windows, updater, record, saving)
+        if meter is not None:
+            training.meter = meter(updater.wrapped, updater.optimizer)
+        if saved is None:
+            record.begin(plan, start)
+        else:
+            training.go_on(*saved)
+        stop = StopRequests()
+        with stop.listening(), training.meter or nullcontext():
+            end = training.go(stop)
         updater.discard()
+        if end.outcome.can_resume:
+            training.save()
         record.save_weights("final", updater.model)
         if updater.averaged is not None:
             record.save_weights("ema", updater.averaged.module)
         run = Run(
             task=task.name,
-            outcome=outcome,
-            message=message,
+            outcome=end.outcome,
+            message=end.message,
             seed=seed,
             global_batch_size=plan.global_batch_size,
             examples=record.examples,
@@ -83,51 +130,8 @@ def train(
             target=task.target,
             evaluations=tuple(record.evaluations),
             run_dir=record.path,
+            skipped_updates=record.skipped,
+            suspects=end.suspects,
         )
         record.finish(run)
     return run
-
-
-def _run(
-    task: Task, windows: Windows, updater: Updater, record: RunRecord, guard: InterruptGuard
-) -> tuple[Outcome, str]:
-    """Train to the target, the end or a divergence; say which, and what to do."""
-    batches = iter(train_loader(task, windows, updater.device))
-    validation = valid_loader(task, windows, updater.device)
-    started, evaluating = perf_counter(), 0.0
-    for window in windows:
-        gradient = updater.accumulate(window, batches)
-        if not gradient.is_finite:
-            return Outcome.DIVERGED, _divergence(gradient, record)
-        with guard:
-            rate = updater.step(gradient.norm, record.examples + window.num_examples / 2)
-            seconds = perf_counter() - started - evaluating
-            record.add_update(window.num_examples, gradient, rate, seconds)
-        if validation is None or not window.ends_epoch:
-            continue
-        before = perf_counter()
-        metrics = evaluate(
-            task, updater.evaluated, validation, updater.device, precision=updater.plan.precision
-        )
-        evaluating += perf_counter() - before
-        if bad := [f"{name} = {value}" for name, value in metrics.items() if not math.isfinite(value)]:
-            where = f"evaluation after update {record.updates} gave {', '.join(bad)}"
-            return Outcome.DIVERGED, f"{where}; check `evaluate`, or lower learning_rate"
-        record.add_evaluation(metrics)
-        target = task.target
-        if target is not None and target.is_reached(metrics[target.metric]):
-            return Outcome.TARGET_REACHED, f"{target} reached after {record.examples} examples"
-    if windows.total_examples < updater.total_examples:
-        left = updater.total_examples - windows.total_examples
-        return Outcome.STOPPED, f"stopped at max_updates = {record.updates}, {left} examples early"
-    missed = "" if task.target is None else f" without reaching {task.target}"
-    return Outcome.FINISHED, f"all {record.examples} examples processed{missed}"
-
-
-def _divergence(gradient: WindowGradient, record: RunRecord) -> str:
-    """What was not finite, and what to try."""
-    found = f"loss {gradient.mean:g} with gradient norm {gradient.norm:g} at update"
-    advice = "lower learning_rate, lengthen warmup_examples or set clip_norm"
-    if record.updates == 0:
-        advice = "check the data and the loss; a mean over 0 targets is nan, rb.Loss is not"
-    return f"{found} {record.updates + 1}; the weights are those before it: {advice}"

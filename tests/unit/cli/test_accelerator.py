@@ -25,7 +25,8 @@ def test_reserved_memory_grows_with_the_batch_and_holds_the_tensors() -> None:
         assert sum(found["parts"].values()) <= found["peak_bytes"] <= found["reserved_bytes"]
         assert found["reserved_bytes"] < found["low_bytes"] < found["high_bytes"]
     assert answer["limit_bytes"] == 40_441 * 2**20
-    assert answer["max_micro_batch_size"] > 65_536
+    assert (answer["max_micro_batch_size"], answer["limited_by"]) == (1437, "data")
+    assert answer["max_micro_batch_size_by_memory"] > 65_536
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def test_missing_key_says_what_to_add() -> None:
         ({"lr": "0.1"}, "lr = '0.1'"),
         ({"momentum": 1.0}, "momentum = 1.0"),
         ({"betas": (0.9, 1.0)}, "betas.1 = 1.0"),
-        ({"schedule": "step"}, "schedule = 'step'"),
+        ({"schedule": "stairs"}, "schedule = 'stairs'"),
         ({"warmup_examples": -1}, "warmup_examples = -1"),
     ],
 )

@@ -6,6 +6,8 @@ import pytest
 from rightbatch.fit.intervals import (
     NORMAL_QUANTILE,
     fieller_ratio,
+    jackknife,
+    log_error_of_ratio,
     median_standard_error,
     t_quantile,
 )
@@ -83,3 +85,35 @@ def test_error_of_the_median_ignores_one_outlier_and_shrinks_with_the_root_of_n(
     spoiled[0] = 1e9
     assert median_standard_error(spoiled) == pytest.approx(median_standard_error(values), rel=1e-2)
     assert median_standard_error(np.ones(5)) == 0.0
+
+
+def test_equal_weights_are_no_weights_and_a_weight_of_two_is_not_a_second_sample() -> None:
+    rng = np.random.default_rng(1)
+    a, b = (5 + rng.standard_normal(8)).tolist(), (2 + 0.3 * rng.standard_normal(8)).tolist()
+    assert fieller_ratio(a, b, [3.0] * 8) == pytest.approx(fieller_ratio(a, b))
+    doubled, halves = fieller_ratio(a + a, b + b), fieller_ratio(a, b, [2.0] * 8)
+    assert doubled.value == pytest.approx(halves.value)
+    assert halves.high is not None
+    assert doubled.high is not None
+    assert halves.high > doubled.high
+
+
+def test_a_sample_of_weight_zero_is_as_good_as_absent() -> None:
+    a, b = [5.0, 5.5, 4.8, 99.0], [2.0, 2.1, 1.9, -50.0]
+    assert fieller_ratio(a, b, [1, 1, 1, 0]) == pytest.approx(fieller_ratio(a[:3], b[:3]))
+
+
+def test_the_error_of_a_log_ratio_is_that_of_repeated_draws() -> None:
+    rng = np.random.default_rng(2)
+    draws = rng.multivariate_normal([5, 2], [[1.0, 0.3], [0.3, 0.2]], size=(4000, 30))
+    logs = np.log(draws[:, :, 0].mean(axis=1) / draws[:, :, 1].mean(axis=1))
+    told = [log_error_of_ratio(d[:, 0].tolist(), d[:, 1].tolist()) or 0.0 for d in draws[:400]]
+    assert np.mean(told) == pytest.approx(logs.std(), rel=0.05)
+    assert log_error_of_ratio([1.0, 1.1], [-1.0, -1.2]) is None
+
+
+def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
+    rows = np.random.default_rng(3).standard_normal((12, 1))
+    value, error = jackknife(lambda means: float(means[0]), rows)
+    assert value == pytest.approx(rows.mean())
+    assert error == pytest.approx(rows.std(ddof=1) / np.sqrt(12))

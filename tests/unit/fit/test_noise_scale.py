@@ -1,17 +1,22 @@
 """The noise scale from pairs of norms, and its average over a pilot."""
 
+from dataclasses import replace
+from itertools import combinations
+
 import numpy as np
 import pytest
 
 import known
-from rightbatch.core.errors import MeasurementError
+from rightbatch.core.errors import InvalidInputError, MeasurementError
 from rightbatch.core.samples import GradientSample
+from rightbatch.fit.intervals import NORMAL_QUANTILE
 from rightbatch.fit.noise_scale import (
     NoiseScale,
     average_over_training,
     estimate_noise_scale,
+    moments,
     noise_over_training,
-    steps_for_precision,
+    steps_needed,
 )
 
 
@@ -136,10 +141,98 @@ def test_no_points_are_refused() -> None:
 
 
 def test_four_times_the_samples_halve_the_interval() -> None:
-    wide = point(100, 50.0, 50 / 1.5, 50 * 1.5)
-    assert steps_for_precision(wide, 0.5) == 6
-    assert steps_for_precision(wide, np.sqrt(1.5) - 1) in {24, 25}
-    assert steps_for_precision(point(100, 50.0, 10.0, None), 0.5) is None
+    wide = replace(point(100, 50.0), log_error=np.log(1.5) / NORMAL_QUANTILE)  # +50 % from 6 samples
+    assert steps_needed(wide, 0.5) == 0
+    assert steps_needed(wide, np.sqrt(1.5) - 1) in {18, 19}  # 24 in all
+    assert steps_needed(point(100, 50.0), 0.5) is None  # no error is known
+    with pytest.raises(InvalidInputError, match=r"relative_error = 0\.0; need a positive share"):
+        steps_needed(wide, 0.0)
+
+
+def test_the_forecast_of_samples_holds_when_they_are_taken() -> None:
+    rng = np.random.default_rng(2)
+    wanted = 0.02
+    few = estimate_noise_scale(noisy_samples(rng, 40))
+    more = steps_needed(few, wanted)
+    assert more is not None
+    assert more > 40
+    many = estimate_noise_scale(noisy_samples(rng, 40 + more))
+    assert many.high is not None
+    assert many.noise_scale is not None
+    assert many.high / many.noise_scale - 1 == pytest.approx(wanted, rel=0.25)
+
+
+def test_recent_samples_weigh_more_by_their_half_life() -> None:
+    old, new = known.sample(1.0, 10.0, seen=0), known.sample(1.0, 100.0, seen=1000)
+    samples = [old] * 3 + [new] * 3
+    assert estimate_noise_scale(samples).noise_scale == pytest.approx(55)
+    smoothed = estimate_noise_scale(samples, half_life_examples=1000)
+    assert smoothed.noise_scale == pytest.approx((10 * 0.5 + 100) / 1.5)
+    assert estimate_noise_scale(samples, half_life_examples=50).noise_scale == pytest.approx(
+        100, rel=1e-3
+    )
+    with pytest.raises(InvalidInputError, match="half_life_examples = 0"):
+        estimate_noise_scale(samples, half_life_examples=0)
+
+
+def test_weighting_loses_samples_and_so_widens_the_interval() -> None:
+    rng = np.random.default_rng(3)
+    rough = noisy_samples(rng, 60)
+    spaced = [sample.replace(examples_seen=100 * k) for k, sample in enumerate(rough)]
+    all_alike = estimate_noise_scale(spaced)
+    recent = estimate_noise_scale(spaced, half_life_examples=400)
+    assert recent.high is not None
+    assert all_alike.high is not None
+    assert recent.high - recent.low > 1.5 * (all_alike.high - all_alike.low)
+    assert recent.low < 30 < recent.high
+
+
+def test_batches_that_are_much_of_the_data_are_corrected_exactly() -> None:
+    # Every batch of 2 and of 5 out of 6 numbers, drawn without replacement: nothing is random.
+    gradients = np.array([1.0, 3.0, -2.0, 0.5, 4.0, 2.5])
+    norms = {
+        size: float(np.mean([np.mean(c) ** 2 for c in combinations(gradients, size)]))
+        for size in (2, 5)
+    }
+    sample = GradientSample(
+        examples_seen=0,
+        small_batch_size=2,
+        big_batch_size=5,
+        small_sq_norm=norms[2],
+        big_sq_norm=norms[5],
+        population=6,
+    )
+    found = moments(sample, norms[2], norms[5])
+    assert found == pytest.approx((gradients.mean() ** 2, gradients.var()), rel=1e-12)
+    naive = moments(sample.replace(population=None), norms[2], norms[5])
+    assert naive.trace_covariance == pytest.approx(gradients.var() * 6 / 5)  # 20 % too high
+    whole = sample.replace(big_batch_size=6)
+    assert moments(whole, norms[2], float(gradients.mean() ** 2)) == pytest.approx(found)
+
+
+@pytest.mark.parametrize(
+    ("small", "big", "population"), [(8, 8, None), (9, 8, None), (0, 8, None), (2, 8, 7), (0.5, 1, 1)]
+)
+def test_sizes_that_give_no_estimate_are_refused(
+    small: float, big: int, population: int | None
+) -> None:
+    sample = known.sample(1.0, 1.0).replace(
+        small_batch_size=small, big_batch_size=big, population=population
+    )
+    with pytest.raises(MeasurementError, match="need 0 < small < big, and big <= population"):
+        moments(sample, 1.0, 1.0)
+
+
+def test_what_the_samples_covered_and_counted_stays_with_the_estimate() -> None:
+    counted = [
+        known.sample(2.0, 60.0).replace(targets_per_example=t, covered=c, coupling="batch-norm")
+        for t, c in ((10.0, 1.0), (12.0, 0.9), (14.0, 0.95))
+    ]
+    scale = estimate_noise_scale(counted)
+    assert (scale.targets_per_example, scale.covered) == (12.0, 0.9)
+    assert scale.source == "micro-batches, coupled by batch-norm"
+    average = average_over_training([scale, replace(scale, targets_per_example=12.0)])
+    assert (average.targets_per_example, average.covered) == (12.0, 0.9)
 
 
 def test_more_samples_give_a_narrower_interval_around_the_truth() -> None:

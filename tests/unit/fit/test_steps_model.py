@@ -11,7 +11,9 @@ from rightbatch.fit.steps_model import (
     CALIBRATION,
     UNDECIDED_RANGE,
     StepsModel,
+    batches_around,
     fit_steps,
+    gains,
     relative_examples,
 )
 
@@ -123,3 +125,32 @@ def test_the_interval_holds_the_value_whatever_the_scale(
     )
     assert 0 < model.low <= model.critical_batch_size <= model.high
     assert np.isfinite(model.draw(np.random.default_rng(0), 10)).all()
+
+
+def test_gains_are_the_formulas_at_the_critical_batch_size() -> None:
+    model = fit_steps(noise(100.0, 80.0, 125.0), "sgd", preconditioned=False)
+    critical = model.critical_batch_size
+    small, same, large = gains(model, [16, 64, 256], 64)
+    assert large.progress_per_step.value == pytest.approx(1 / (1 + critical / 256))
+    assert large.progress_per_example.value == pytest.approx(1 / (1 + 256 / critical))
+    assert large.steps_ratio.value == pytest.approx((1 + critical / 256) / (1 + critical / 64))
+    assert large.examples_ratio.value == pytest.approx(model.examples_ratio(256, 64))
+    assert (same.steps_ratio.low, same.steps_ratio.high) == pytest.approx((1.0, 1.0))
+    for gain in (small, large):
+        for interval in (gain.progress_per_step, gain.progress_per_example, gain.steps_ratio):
+            assert (interval.low or 0) < interval.value < (interval.high or 0)
+    assert small.steps_ratio.value > 1 > large.steps_ratio.value
+
+
+def test_gains_of_an_undecided_scale_reach_the_limit_of_an_infinite_one() -> None:
+    model = fit_steps(noise(None, 50.0, None), "sgd", preconditioned=False)
+    (large,) = gains(model, [256], 64)
+    assert large.steps_ratio.low == pytest.approx(64 / 256)  # every example as good as the first
+    assert large.examples_ratio.low == pytest.approx(1.0)
+    assert large.progress_per_step.low == 0.0
+    assert large.steps_ratio.high == pytest.approx((1 + model.low / 256) / (1 + model.low / 64))
+
+
+def test_batches_around_a_small_one_are_whole() -> None:
+    assert batches_around(1) == [1, 2, 4, 8]
+    assert batches_around(32) == [4, 8, 16, 32, 64, 128, 256]

@@ -6,18 +6,21 @@ from typing import Any
 import pytest
 import torch
 
+import known
 import tiny
 from rightbatch.core.errors import InvalidInputError, MeasurementError
 from rightbatch.core.recipe import Target
+from rightbatch.measure import noise
 from rightbatch.measure.budget import Budget
 from rightbatch.measure.noise import (
+    ENOUGH_SAMPLES,
     MAX_SAMPLES,
     MIN_SAMPLES,
     NoiseSamples,
     measure_noise,
     measure_noise_updates,
 )
-from rightbatch.tasks.task import Task
+from rightbatch.tasks.task import Loss, Task
 
 
 def run(
@@ -27,6 +30,11 @@ def run(
     return samples, list(
         measure_noise(task, samples, device="cpu", budget=Budget(seconds=seconds), seed=0)
     )
+
+
+def two_targets(model: Any, batch: Any) -> Loss:
+    """The squared error as if every example held two targets."""
+    return Loss(2 * tiny.squared_error(model, batch).total, 2 * len(batch[0]))
 
 
 def recipe(**changes: Any) -> Any:
@@ -112,6 +120,34 @@ def test_an_adaptive_optimizer_gives_preconditioned_norms_too() -> None:
     sgd, _ = run(tiny.task())
     assert all(s.preconditioned_big_sq_norm is not None for s in adam.gradients)
     assert all(s.preconditioned_big_sq_norm is None for s in sgd.gradients)
+
+
+@pytest.mark.parametrize("plain_is", [1e-3, 1e3])
+def test_the_next_point_is_sized_by_the_noise_that_the_optimizer_sees(
+    monkeypatch: pytest.MonkeyPatch, plain_is: float
+) -> None:
+    # Preconditioned scale 102, whatever the plain one: at micro-batches of 8 that asks for 25 groups.
+    sample = known.sample(1.0, plain_is, small=8, big=64).replace(
+        preconditioned_small_sq_norm=1 + 102 / 8, preconditioned_big_sq_norm=1 + 102 / 64
+    )
+    sizes: list[int] = []
+
+    def take(_: Any, __: Any, groups: list[Any], **given: Any) -> Any:
+        sizes.append(len(groups))
+        return sample.replace(examples_seen=given["examples_seen"])
+
+    monkeypatch.setattr(noise, "sample_gradients", take)
+    run(tiny.task(recipe=recipe(optimizer="adamw")))
+    assert set(sizes[ENOUGH_SAMPLES:]) == {25}
+
+
+def test_samples_say_how_they_were_taken() -> None:
+    samples, _ = run(tiny.task(loss=two_targets))
+    for sample in samples.gradients:
+        assert (sample.source, sample.coupling, sample.targets_per_example) == ("groups", None, 2.0)
+        assert sample.num_small_batches == sample.big_batch_size / sample.small_batch_size
+        assert sample.seconds is not None
+        assert 0 < sample.seconds < 60
 
 
 def test_updates_are_reproducible_and_follow_the_seed() -> None:

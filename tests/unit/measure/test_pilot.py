@@ -10,8 +10,10 @@ from torch.nn import functional as F
 
 import tiny
 from rightbatch.core.errors import MeasurementError
+from rightbatch.core.plan import Plan
 from rightbatch.measure.pilot import Pilot
 from rightbatch.tasks.task import Loss, Task
+from rightbatch.train.sampler import Windows, train_loader
 
 
 def pilot(task: Task | None = None, total: int = 192) -> Pilot:
@@ -80,6 +82,19 @@ def test_epochs_are_reshuffled_and_a_partial_batch_is_left_out() -> None:
     batches = [next(subject._batches)[0] for _ in range(4)]  # pyright: ignore[reportPrivateUsage]
     assert [len(batch) for batch in batches] == [8, 8, 8, 8]
     assert not torch.equal(batches[0], batches[2])
+
+
+@pytest.mark.parametrize("sampler", ["shuffle", "sequential", "replacement"])
+def test_batches_follow_the_recipes_sampler_as_training_does(sampler: str) -> None:
+    task = tiny.task(recipe=tiny.task().recipe.replace(sampler=sampler), train_data=tiny.data(24))
+    subject = pilot(task)
+    found = [next(subject._batches)[0] for _ in range(6)]  # pyright: ignore[reportPrivateUsage]
+    plan = Plan.from_recipe(task.recipe, global_batch_size=8, micro_batch_size=8)
+    loader = train_loader(task, Windows.of(plan, 24, seed=0), "cpu")
+    expected = [batch[0] for batch, _ in zip(loader, range(6), strict=False)]
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    once = {tuple(row.tolist()) for batch in found[:3] for row in batch}
+    assert (len(once) == 24) == (sampler != "replacement")
 
 
 def test_the_mean_loss_starts_again_at_every_call() -> None:

@@ -10,6 +10,7 @@ import known
 from rightbatch.core.plan import Decision, Plan
 from rightbatch.core.recipe import Recipe
 from rightbatch.core.schedule import rate_at
+from rightbatch.fit.steps_model import CALIBRATION
 from rightbatch.plan.planner import make_plan
 
 DEAR = known.Laws(noise_scale=1e4, optimizer_seconds=1e-2)  # asks for a large batch
@@ -32,10 +33,11 @@ def decision(of: Plan, name: str) -> Decision:
 
 def test_a_rate_that_rises_warms_up_from_todays_rate_over_a_share_of_the_run() -> None:
     found = plan(DEAR)
-    ratio = found.global_batch_size / 32
-    assert ratio > 4
-    assert found.learning_rate == pytest.approx(0.1 * ratio)
-    assert found.warmup_start == pytest.approx(1 / ratio)
+    batch, critical = found.global_batch_size, 1e4 * CALIBRATION["sgd", False][0]
+    assert batch > 4 * 32
+    rise = (1 + critical / 32) / (1 + critical / batch)
+    assert found.learning_rate == pytest.approx(0.1 * rise)
+    assert found.warmup_start == pytest.approx(1 / rise)
     assert found.warmup_examples == round(10 * 10_000 * 5 / 90)
     assert decision(found, "warmup_examples").source == "goyal2017"
     first = rate_at(found, found.learning_rate, 1, 100_000, warmup_start=found.warmup_start)
@@ -68,7 +70,8 @@ def test_weight_decay_is_decided_only_where_the_recipe_has_one() -> None:
     assert "weight_decay" not in {d.name for d in plan(DEAR).decisions}
     assert plan(DEAR).weight_decay is None
     kept = plan(DEAR, weight_decay=0.01)
-    assert kept.weight_decay == pytest.approx(0.01)  # a linear rate keeps its time constant
+    rise = kept.learning_rate / 0.1
+    assert kept.weight_decay == pytest.approx(0.01 * kept.global_batch_size / 32 / rise)
     assert decision(kept, "weight_decay").source == "wang2024"
 
 

@@ -14,7 +14,8 @@ from rightbatch.core.recipe import Constants, Recipe
 from rightbatch.plan.planner import make_plan
 from rightbatch.plan.toml import format_plan, read_plan, write_plan
 
-EVIDENCE = {"decisions", "plateau", "predicted", "candidates", "notes", "memory_limit_bytes"}
+EVIDENCE = {"decisions", "plateau", "tolerance", "predicted", "candidates", "notes", "guards", "doubts"}
+EVIDENCE |= {"memory_limit_bytes"}
 
 
 def planned(**changes: Any) -> Plan:
@@ -99,7 +100,7 @@ def test_an_edited_value_is_read(tmp_path: Path) -> None:
         ("^micro_batch_size = .*", 'micro_batch_size = "all"', "micro", "micro_batch_size = 'all'"),
         ("^learning_rate = .*", "learning_rate = true", "learning", "learning_rate = True; need a"),
         ("^learning_rate = .*", '"learning_rate" = -1', '"learning', "learning_rate = -1; need"),
-        ("^schedule = .*", 'schedule = "step"', "schedule", "need 'constant', 'cosine' or 'linear'"),
+        ("^schedule = .*", 'schedule = "stairs"', "schedule", "need 'constant', 'cosine', 'linear'"),
         ("^global_batch_size = .*", "global_batch_size = 7", "global", "global_batch_size = 7, but"),
         ("^epochs = .*", "epochs = 1\nsteps = 5", "epochs", "exactly one of the two"),
         ("^schema_version = .*", "schema_version = 2", "schema", "schema_version 2; need"),

@@ -1,3 +1,5 @@
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -5,10 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rightbatch.core.errors import InvalidInputError
-from rightbatch.plan.transformer_config import TransformerConfig, count_parameters
+from rightbatch.plan.transformer_config import (
+    TransformerConfig,
+    count_parameters,
+    read_transformer_config,
+)
 from rightbatch.plan.transformer_memory import (
     OPTIMIZER_STATES,
     PRECISIONS,
+    Precision,
     TransformerMemory,
     estimate_transformer_memory,
 )
@@ -138,3 +145,37 @@ def test_a_model_without_a_language_head_has_no_logits() -> None:
 def test_what_no_step_has_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
         estimate(**change)
+
+
+@given(
+    batch=st.integers(1, 512),
+    precision=st.sampled_from(PRECISIONS),
+    checkpointing=st.booleans(),
+    accumulation=st.integers(1, 2),
+    num_layers=st.integers(1, 5),
+)
+def test_the_parts_that_live_at_the_peak_add_up_to_it(
+    batch: int, precision: Precision, checkpointing: bool, accumulation: int, num_layers: int
+) -> None:
+    found = estimate(
+        gpt(num_layers=num_layers),
+        batch_size=batch,
+        precision=precision,
+        checkpointing=checkpointing,
+        accumulation_steps=accumulation,
+    )
+    assert sum(found.breakdown().values()) == found.peak_bytes
+    assert found.breakdown()["parameters"] == found.parameters
+    assert ("logits" in found.breakdown()) <= (found.peak_at == "backward")
+
+
+def test_a_file_and_what_it_holds_give_the_same(tmp_path: Path) -> None:
+    values = {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 2, "vocab_size": 50}
+    values |= {"n_positions": 32, "activation_function": "gelu_new"}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(values))
+    sizes = {"batch_size": 2, "sequence_length": 16}
+    found = estimate_transformer_memory(values, **sizes)
+    assert found == estimate_transformer_memory(path, **sizes)
+    assert found == estimate_transformer_memory(str(path), **sizes)
+    assert found == estimate_transformer_memory(read_transformer_config(values), **sizes)

@@ -134,6 +134,33 @@ def test_a_near_limit_is_a_line_and_a_far_one_is_written() -> None:
     assert "8 GiB, 5,9" in far.layout.annotations[0].text
 
 
+def test_the_largest_micro_batch_that_fits_is_marked_on_the_curve() -> None:
+    assert MODELS.memory is not None
+    limit = 2**21
+    largest = MODELS.memory.max_micro_batch(limit, headroom=0.1)
+    figure = plots.plot_memory(MODELS.memory, TRACED, PLAN, limit)
+    mark, peak = trace(figure, "largest with 10 %"), trace(figure, "predicted peak")
+    assert list(mark.x) == [largest]
+    assert mark.y[0] == dict(zip(peak.x, peak.y, strict=True))[largest]
+    assert mark.y[0] * 2**20 <= 0.9 * limit
+    assert mark.name.endswith(f": {largest:,}")
+
+
+def test_a_largest_micro_batch_beyond_four_times_the_plan_lengthens_the_axis() -> None:
+    assert MODELS.memory is not None
+    limit = int(1.2 * MODELS.memory.peak_bytes(600))
+    largest = MODELS.memory.max_micro_batch(limit, headroom=0.1)
+    figure = plots.plot_memory(MODELS.memory, TRACED, PLAN, limit)
+    assert 4 * PLAN.micro_batch_size < largest == max(trace(figure, "predicted peak").x)
+
+
+@pytest.mark.parametrize("limit", [2**10, 2**40])
+def test_a_largest_micro_batch_that_is_none_or_far_away_is_not_marked(limit: int) -> None:
+    assert MODELS.memory is not None
+    figure = plots.plot_memory(MODELS.memory, TRACED, PLAN, limit)
+    assert not [t for t in figure.data if t.name.startswith("largest")]
+
+
 def test_each_run_is_one_entry_of_the_legend_and_four_lines() -> None:
     runs = [history("plan", 96), history("recipe", 32)]
     figure = plots.plot_runs(runs, "accuracy", Target("accuracy", 0.97))

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 import records
-from rightbatch.core.plan import Interval, Plan, Prediction
+from rightbatch.core.plan import Doubt, Interval, Plan, Prediction
 from rightbatch.fit.models import Models, fit_models
 from rightbatch.fit.noise_scale import NoiseScale
 from rightbatch.report.history import RunHistory
@@ -194,10 +194,15 @@ def test_the_first_step_is_to_train_and_the_last_to_compare() -> None:
     assert len(steps) == 2
 
 
-def test_an_undecided_noise_scale_is_measured_longer() -> None:
-    steps = next_steps(records.plan(), records.measurements(undecided=True), DEMO, trained=True)
-    assert steps[0].startswith("The least certain input is the noise scale, at least 116 examples")
+def test_what_carries_the_regret_is_measured_longer_where_that_helps() -> None:
+    doubt = Doubt(name="noise scale", share=0.62, measure="measure the noise longer")
+    plan = records.plan(doubts=(doubt,))
+    steps = next_steps(plan, records.measurements(), DEMO, trained=True)
+    assert steps[0].startswith("62 % of the plan's expected regret comes from the noise scale")
     assert steps[0].endswith("`rightbatch plan digits --out demo --time-budget 10m --refresh`")
+    trained_only = records.plan(doubts=(doubt.replace(name="calibration"),))
+    steps = next_steps(trained_only, records.measurements(), DEMO, trained=True)
+    assert not any("--refresh" in step for step in steps)
 
 
 def test_a_measurement_that_was_cut_short_is_continued_not_repeated() -> None:

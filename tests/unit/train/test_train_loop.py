@@ -75,7 +75,14 @@ def test_the_outcome_file_is_the_run(tmp_path: Path) -> None:
         e.metrics for e in run.evaluations
     ]
     first = lines(run)[0]
-    assert set(first) == {"examples", "updates", "seconds", "loss", "learning_rate"}
+    assert set(first) == {
+        "examples",
+        "updates",
+        "seconds",
+        "loss",
+        "learning_rate",
+        "batch_size",
+    }
     assert (first["examples"], first["updates"], first["learning_rate"]) == (8, 1, 0.01)
 
 
@@ -191,17 +198,19 @@ def test_a_metric_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
 
 
 def interrupt(progress: Progress) -> None:
-    if progress.metrics is not None and progress.updates >= 12:
-        raise KeyboardInterrupt
+    if progress.updates >= 12:
+        signal.raise_signal(signal.SIGINT)
 
 
-def test_an_interruption_keeps_what_is_there(tmp_path: Path) -> None:
+def test_ctrl_c_ends_the_run_after_the_update_in_flight_and_keeps_it(tmp_path: Path) -> None:
+    handler = signal.getsignal(signal.SIGINT)
     run = train(tiny.task(), plan(), tmp_path, on_progress=interrupt)
     assert run.outcome is Outcome.INTERRUPTED
-    assert run.message == "interrupted; the weights are those after update 12"
+    assert run.message == "stopped by Ctrl-C; saved after update 13"
     assert [e.updates for e in run.evaluations] == [6, 12]
-    limited = train(tiny.task(), plan(), tmp_path / "limited", max_updates=12)
+    limited = train(tiny.task(), plan(), tmp_path / "limited", max_updates=13)
     torch.testing.assert_close(run.final_state_dict(), limited.final_state_dict(), rtol=0, atol=0)
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 class SignalledSGD(torch.optim.SGD):
@@ -221,12 +230,35 @@ def signalled(parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimize
 
 
 def test_ctrl_c_in_the_middle_of_a_step_waits_until_the_step_is_whole(tmp_path: Path) -> None:
-    handler = signal.getsignal(signal.SIGINT)
     run = train(tiny.task(), plan(optimizer=signalled), tmp_path / "signalled")
-    assert (run.outcome, run.updates) == (Outcome.INTERRUPTED, 3)
-    whole = train(tiny.task(), plan(), tmp_path / "whole", max_updates=3)
+    assert (run.outcome, run.updates) == (Outcome.INTERRUPTED, 4)
+    whole = train(tiny.task(), plan(), tmp_path / "whole", max_updates=4)
     torch.testing.assert_close(run.final_state_dict(), whole.final_state_dict(), rtol=0, atol=0)
+
+
+def insist(progress: Progress) -> None:
+    signal.raise_signal(signal.SIGINT)
+    signal.raise_signal(signal.SIGINT)
+
+
+def test_a_second_ctrl_c_aborts(tmp_path: Path) -> None:
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny.task(), plan(), tmp_path, on_progress=insist)
+    assert not (tmp_path / "outcome.json").exists()
     assert signal.getsignal(signal.SIGINT) is handler
+
+
+def terminate(progress: Progress) -> None:
+    signal.raise_signal(signal.SIGTERM)
+
+
+def test_sigterm_is_an_outcome_of_its_own(tmp_path: Path) -> None:
+    run = train(tiny.task(), plan(), tmp_path, on_progress=terminate)
+    assert (run.outcome, run.message) == (
+        Outcome.TERMINATED,
+        "stopped by SIGTERM; saved after update 2",
+    )
 
 
 def test_training_outside_the_main_thread_needs_no_signal_handler(tmp_path: Path) -> None:
@@ -275,6 +307,7 @@ def test_tied_weights_are_saved_and_load_strictly(tmp_path: Path) -> None:
     model.load_state_dict(run.final_state_dict(), strict=True)
     assert model.decode.weight is model.encode.weight
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [
+        "best.safetensors",
         "ema.safetensors",
         "final.safetensors",
     ]
@@ -295,7 +328,7 @@ def test_evaluation_sees_the_averaged_weights(tmp_path: Path) -> None:
 def clock(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """Time that stands still unless a test moves it."""
     now = {"seconds": 100.0}
-    module = importlib.import_module("rightbatch.train.loop")
+    module = importlib.import_module("rightbatch.train.training")
     monkeypatch.setattr(module, "perf_counter", lambda: now["seconds"])
     return now
 

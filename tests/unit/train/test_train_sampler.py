@@ -83,7 +83,7 @@ def test_part_of_an_epoch_ends_after_exactly_that_many_examples() -> None:
 
 @pytest.mark.parametrize(("max_updates", "examples"), [(1, 8), (3, 20), (4, 28), (99, 40)])
 def test_max_updates_keeps_the_first_updates_only(max_updates: int, examples: int) -> None:
-    assert windows(max_updates=max_updates).total_examples == examples
+    assert windows(max_updates=max_updates).last_example == examples
     assert list(windows(max_updates=max_updates))[:-1] == list(windows())[: min(max_updates, 6) - 1]
 
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, Literal
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +77,10 @@ def copy_as_fakes(objects: Any, mode: FakeTensorMode) -> tuple[Any, list[Tensor]
         if id(self) in memo:
             return memo[id(self)]
         source = self.detach() if self.grad_fn is not None else self
+        if source.is_meta:  # stands for weights on the CPU that were too large to build
+            source = torch.empty_strided(
+                source.size(), source.stride(), dtype=source.dtype, device="cpu"
+            )
         fake: Tensor = mode.from_tensor(source, static_shapes=True)
         if isinstance(self, nn.Parameter) and not isinstance(fake, nn.Parameter):
             fake = nn.Parameter(fake, self.requires_grad)
@@ -91,6 +96,39 @@ def copy_as_fakes(objects: Any, mode: FakeTensorMode) -> tuple[Any, list[Tensor]
     finally:
         for kind, original in originals:
             kind.__deepcopy__ = original
+
+
+@contextmanager
+def storages_tell_resizing(tell: Callable[[torch.UntypedStorage], None]) -> Generator[None]:
+    """Call back whenever a storage was resized from Python, which no dispatch mode sees."""
+    original = torch.UntypedStorage.resize_
+
+    def resize(self: torch.UntypedStorage, size: int) -> Any:
+        result = original(self, size)
+        tell(self)
+        return result
+
+    with patch.object(torch.UntypedStorage, "resize_", resize):
+        yield
+
+
+def is_distributed(types: Iterable[type]) -> bool:
+    """Whether an operator has a tensor that is spread over devices, and opens it into plain ones."""
+    return any(kind.__module__.startswith("torch.distributed") for kind in types)
+
+
+@contextmanager
+def silent_group(world_size: int) -> Generator[Any]:
+    """A mesh of CPU devices in a process group that sends nothing; this process is the first of it."""
+    from torch import distributed
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=world_size)
+    try:
+        yield init_device_mesh("cpu", (world_size,))
+    finally:
+        distributed.destroy_process_group()
 
 
 def plain_tensors(tensor: Tensor) -> Iterator[Tensor]:

@@ -19,7 +19,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from rightbatch.core.samples import MemoryTrace
-from rightbatch.measure.memory import compat
 from rightbatch.measure.memory.cuda_autocast import CudaAutocast
 from rightbatch.measure.memory.cuda_dispatch import (
     AUTOCAST,
@@ -29,15 +28,10 @@ from rightbatch.measure.memory.cuda_dispatch import (
     on_in_backward,
 )
 from rightbatch.measure.memory.cuda_operators import CudaOperators
-from rightbatch.measure.memory.fake import StorageObserver
-from rightbatch.measure.memory.steps import (
-    Subject,
-    build_subject,
-    caller_untouched,
-    read_batches,
-    run_steps,
-)
-from rightbatch.measure.memory.stream import accumulate_in_place, order_deaths, to_trace
+from rightbatch.measure.memory.fake import StorageObserver, observe
+from rightbatch.measure.memory.options import AS_TODAY, StepOptions
+from rightbatch.measure.memory.steps import Subject, build_subject, caller_untouched
+from rightbatch.measure.memory.stream import to_trace
 from rightbatch.tasks.task import Task
 
 _CONVOLUTION = "cuDNN's workspaces of convolutions are not traced: which algorithm it picks is unknown"
@@ -47,45 +41,38 @@ def trace_cuda(
     task: Task,
     micro_batch_size: int,
     *,
-    accumulation_steps: int = 1,
+    options: StepOptions = AS_TODAY,
     capability: tuple[int, int] = (8, 0),
 ) -> MemoryTrace:
-    """Trace the storages that two of today's training steps would have on a CUDA device.
+    """Trace the storages that two training steps would have on a CUDA device.
 
     Args:
         task: built afresh; the caller's random states and default dtype are given back.
         micro_batch_size: examples in each forward.
-        accumulation_steps: micro-batches per optimizer step, all held from its start.
+        options: what the steps do beside today's recipe.
         capability: compute capability of the device: it decides which attention kernel runs.
 
     Returns:
         Events in order, with the storage of each. Neither the CUDA context nor the workspaces of
         cuBLAS are among them; ``fit.cuda_memory`` adds both.
     """
-    operators = CudaOperators(capability)
+    operators, observer = CudaOperators(capability), _DeviceObserver()
     with caller_untouched(), cuda_paths(operators):
-        subject = build_subject(task)
-        batches = read_batches(task, micro_batch_size, accumulation_steps)
-        mode = compat.fake_mode()
-        with compat.foreach_accepts_fakes(), mode:
-            (fake_subject, fake_batches), fakes = compat.copy_as_fakes((subject, batches), mode)
-            with _DeviceObserver() as observer:
-                observer.start(fake_subject, fake_batches, fakes)
-                run_steps(task, fake_subject, fake_batches, micro_batch_size, observer.enter)
-            stream = observer.stream
-            on_host = observer.storages(_step_counters(fake_subject))
-            events, became = accumulate_in_place(stream.events, observer.accumulated)
-            for storage, root in became.items():
-                stream.claim(root, stream.owners.get(storage, "temporaries"))
-    events = [event for event in order_deaths(events) if event.storage not in on_host]
+        subject = build_subject(task, options)
+        events, copied = observe(task, subject, micro_batch_size, options, observer)
+        on_host = observer.storages(_step_counters(copied))
+    events = [event for event in events if event.storage not in on_host]
     notes = [*observer.caveats(), *operators.notes]
     if any("convolution" in event.operator for event in events):
         notes.append(_CONVOLUTION)
-    trace = to_trace(
-        events, stream.owners, micro_batch_size=micro_batch_size, source="fake", caveats=notes
+    return to_trace(
+        events,
+        observer.stream.owners,
+        micro_batch_size=micro_batch_size,
+        source="fake cuda",
+        caveats=notes,
+        with_storages=True,
     )
-    storages = tuple(event.storage for event in events)
-    return trace.model_copy(update={"source": "fake cuda", "storage": storages})
 
 
 @contextmanager
@@ -128,6 +115,9 @@ def _step_counters(subject: Subject) -> Iterator[Tensor]:
                 yield step
 
 
+_MAY_NAME_A_DEVICE = (str, torch.device, list, tuple, dict)
+
+
 class _CudaNamesCpu(TorchFunctionMode):
     """Tensors asked for on ``cuda`` are made on the CPU."""
 
@@ -137,7 +127,9 @@ class _CudaNamesCpu(TorchFunctionMode):
         """Run the function with device names replaced."""
         if func is Tensor.cuda:
             return args[0]
-        args, named = tree_map(_on_cpu, (args, kwargs or {}))
+        named = kwargs or {}
+        if any(isinstance(value, _MAY_NAME_A_DEVICE) for value in (*args, *named.values())):
+            args, named = tree_map(_on_cpu, (args, named))
         return func(*args, **named)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections import Counter
 from typing import Any
@@ -13,15 +14,25 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from rightbatch.core.samples import MemoryTrace, Owner, Phase
 from rightbatch.measure.memory import compat
+from rightbatch.measure.memory.options import AS_TODAY, StepOptions
+from rightbatch.measure.memory.parallel import process_group
 from rightbatch.measure.memory.steps import (
     Subject,
     build_subject,
     caller_untouched,
+    finish_subject,
     read_batches,
     run_steps,
 )
-from rightbatch.measure.memory.stream import Stream, accumulate_in_place, order_deaths, to_trace
+from rightbatch.measure.memory.stream import (
+    Event,
+    Stream,
+    accumulate_in_place,
+    order_deaths,
+    to_trace,
+)
 from rightbatch.tasks.task import Task
+from rightbatch.tasks.where import at, running_at
 
 aten = torch.ops.aten
 
@@ -42,8 +53,8 @@ _IN_PLACE_FORMULAS = {
 }
 
 
-def trace_memory(task: Task, micro_batch_size: int, *, accumulation_steps: int = 1) -> MemoryTrace:
-    """Trace the storages of two of today's training steps under fake tensors.
+def trace_memory(task: Task, micro_batch_size: int, *, options: StepOptions = AS_TODAY) -> MemoryTrace:
+    """Trace the storages of two training steps under fake tensors.
 
     Nothing is computed and, beside one copy of model and batch, nothing is allocated. What a
     kernel allocates inside itself is invisible; ``trace_kernels`` sees that.
@@ -51,36 +62,62 @@ def trace_memory(task: Task, micro_batch_size: int, *, accumulation_steps: int =
     Args:
         task: built afresh; the caller's random states and default dtype are given back.
         micro_batch_size: examples in each forward.
-        accumulation_steps: micro-batches per optimizer step, all held from its start.
+        options: what the steps do beside today's recipe.
 
     Returns:
         Events in order, with operator, phase and owner; ``caveats`` name every assumed value.
     """
     with caller_untouched():
-        return trace_subject(task, build_subject(task), micro_batch_size, accumulation_steps)
+        return trace_subject(task, build_subject(task, options), micro_batch_size, options)
 
 
 def trace_subject(
-    task: Task, subject: Subject, micro_batch_size: int, accumulation_steps: int = 1
+    task: Task, subject: Subject, micro_batch_size: int, options: StepOptions = AS_TODAY
 ) -> MemoryTrace:
     """Trace steps of a fake copy of ``subject``, which stays as it is."""
-    batches = read_batches(task, micro_batch_size, accumulation_steps)
-    mode = compat.fake_mode()
-    with compat.foreach_accepts_fakes(), mode:
-        (fake_subject, fake_batches), fakes = compat.copy_as_fakes((subject, batches), mode)
-        with StorageObserver() as observer:
-            observer.start(fake_subject, fake_batches, fakes)
-            run_steps(task, fake_subject, fake_batches, micro_batch_size, observer.enter)
-        events, became = accumulate_in_place(observer.stream.events, observer.accumulated)
-        for storage, root in became.items():
-            observer.stream.claim(root, observer.stream.owners.get(storage, "temporaries"))
+    observer = StorageObserver()
+    events, _ = observe(task, subject, micro_batch_size, options, observer)
     return to_trace(
-        order_deaths(events),
+        events,
         observer.stream.owners,
         micro_batch_size=micro_batch_size,
         source="fake",
         caveats=observer.caveats(),
     )
+
+
+def observe(
+    task: Task, subject: Subject, micro_batch_size: int, options: StepOptions, observer: StorageObserver
+) -> tuple[list[Event], Subject]:
+    """Run the steps of a fake copy of ``subject`` under an observer.
+
+    Returns:
+        The events of a plain run, which no observer changed, and the copy.
+    """
+    batches = read_batches(task, micro_batch_size, options)
+    mode = compat.fake_mode()
+    with process_group(options) as mesh, compat.foreach_accepts_fakes(), mode:
+
+        def copy() -> tuple[Subject, list[Any], list[Tensor]]:
+            (copied, fake_batches), fakes = compat.copy_as_fakes((subject, batches), mode)
+            whole = {id(t) for t in (*copied.model.parameters(), *copied.average)}
+            finish_subject(task, copied, options, mesh)
+            # Weights that were whole are gone once they are sharded.
+            kept = [t for t in fakes if id(t) not in whole] if mesh is not None else fakes
+            return copied, fake_batches, kept
+
+        if mesh is not None:  # at its first call, an operator works out on more tensors how it spreads
+            first, fake_batches, _ = copy()
+            with StorageObserver():
+                run_steps(task, first, fake_batches, micro_batch_size, lambda phase: None, options)
+        copied, fake_batches, fakes = copy()
+        with compat.storages_tell_resizing(observer.resized), observer:
+            observer.start(copied, fake_batches, fakes)
+            run_steps(task, copied, fake_batches, micro_batch_size, observer.enter, options)
+        events, became = accumulate_in_place(observer.stream.events, observer.accumulated)
+        for storage, root in became.items():
+            observer.stream.claim(root, observer.stream.owners.get(storage, "temporaries"))
+    return order_deaths(events), copied
 
 
 class StorageObserver(compat.DispatchMode):
@@ -98,7 +135,7 @@ class StorageObserver(compat.DispatchMode):
     def start(self, subject: Subject, batches: list[Any], tensors: list[Tensor]) -> None:
         """Count what exists before the first step: all of it was made for this run."""
         self._subject = subject
-        for tensor in tensors:
+        for tensor in (*tensors, *(held for _, held in subject.holdings())):
             self._see(tensor, "setup")
         for tensor in tree_iter(batches):
             if isinstance(tensor, Tensor):
@@ -113,6 +150,11 @@ class StorageObserver(compat.DispatchMode):
         self._claim_holdings()
         self.stream.phase = phase
 
+    def resized(self, storage: torch.UntypedStorage) -> None:
+        """See a storage that changed its size without an operator, as sharded weights do."""
+        if (number := self._numbers.get(storage)) is not None:
+            self.stream.resized(number, storage.nbytes())
+
     def caveats(self) -> tuple[str, ...]:
         """Each data-dependent operator with what was assumed, and how often."""
         return tuple(f"{text} ({count} times)" for text, count in self._assumed.items())
@@ -121,6 +163,8 @@ class StorageObserver(compat.DispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run the operator and see the storages of its results."""
+        if compat.is_distributed(types):
+            return NotImplemented  # what it does to this device's share is seen
         operator = func.name().split(".")[0].replace("::", ".")
         first_new = len(self.stream.makers)
         try:
@@ -161,7 +205,8 @@ class StorageObserver(compat.DispatchMode):
                 True if tensor.dtype is torch.bool else 1.0 if tensor.is_floating_point() else 1
             )
             if self.stream.phase != "optimizer":  # the optimizers' own step counters are harmless
-                self._assumed[f"a tensor's value was read in {self.stream.phase}: assumed {value}"] += 1
+                read = f"a tensor's value was read (aten._local_scalar_dense) in {self.stream.phase}"
+                self._assumed[f"{read}{at(running_at(sys._getframe()))}: assumed {value}"] += 1
             return value
         if func is aten.nonzero.default:
             result = tensor.new_empty((tensor.numel(), tensor.dim()), dtype=torch.long)
@@ -169,7 +214,8 @@ class StorageObserver(compat.DispatchMode):
             result = tensor.new_empty((tensor.numel(),))
         else:
             raise error
-        self._assumed[f"{func.name().replace('::', '.')} keeps a part of its input: assumed all"] += 1
+        name, place = func.name().replace("::", "."), at(running_at(sys._getframe()))
+        self._assumed[f"{name} keeps a part of its input{place}: assumed all"] += 1
         return result
 
     def _claim_holdings(self) -> None:

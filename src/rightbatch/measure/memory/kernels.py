@@ -8,7 +8,15 @@ from torch.utils._pytree import tree_iter
 
 from rightbatch.core.samples import MemoryTrace, Owner, Phase
 from rightbatch.measure.memory import compat
-from rightbatch.measure.memory.steps import build_subject, caller_untouched, read_batches, run_steps
+from rightbatch.measure.memory.options import AS_TODAY, StepOptions
+from rightbatch.measure.memory.parallel import process_group
+from rightbatch.measure.memory.steps import (
+    build_subject,
+    caller_untouched,
+    finish_subject,
+    read_batches,
+    run_steps,
+)
 from rightbatch.measure.memory.stream import Stream, order_deaths, to_trace
 from rightbatch.tasks.task import Task
 
@@ -19,7 +27,7 @@ _Claims = dict[int, Owner]  # address of a living block to what it holds
 _PHASES: dict[str, Phase] = {p: p for p in ("forward", "backward", "optimizer")}
 
 
-def trace_kernels(task: Task, micro_batch_size: int, *, accumulation_steps: int = 1) -> MemoryTrace:
+def trace_kernels(task: Task, micro_batch_size: int, *, options: StepOptions = AS_TODAY) -> MemoryTrace:
     """Record what the CPU allocator hands out in two real steps, scratch inside kernels included.
 
     Operators are the profiler's; parameters, gradients, optimizer state, buffers and inputs are
@@ -29,13 +37,14 @@ def trace_kernels(task: Task, micro_batch_size: int, *, accumulation_steps: int 
     Args:
         task: built afresh; the caller's random states and default dtype are given back.
         micro_batch_size: examples in each forward.
-        accumulation_steps: micro-batches per optimizer step, all held from its start.
+        options: what the steps do beside today's recipe.
     """
     claims: list[_Claims] = []
 
     def two_steps(mark: compat.Mark) -> None:
-        subject = build_subject(task)
-        batches = read_batches(task, micro_batch_size, accumulation_steps)
+        subject = build_subject(task, options, values=True)
+        finish_subject(task, subject, options, mesh)
+        batches = read_batches(task, micro_batch_size, options)
 
         def enter(phase: Phase) -> None:
             held = dict[int, Owner]()
@@ -48,10 +57,10 @@ def trace_kernels(task: Task, micro_batch_size: int, *, accumulation_steps: int 
             claims.append(held)
             mark(phase)
 
-        run_steps(task, subject, batches, micro_batch_size, enter)
+        run_steps(task, subject, batches, micro_batch_size, enter, options)
         mark(_END)
 
-    with caller_untouched():
+    with caller_untouched(), process_group(options) as mesh:
         log = compat.record_allocator(two_steps, _PREFIX)
     stream = _read_log(_without_repeats(log), claims)
     return to_trace(

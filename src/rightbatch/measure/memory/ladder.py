@@ -13,12 +13,16 @@ from pathlib import Path
 
 import numpy as np
 
-from rightbatch.core.errors import MeasurementError, RightBatchError
+from rightbatch.core.errors import InvalidTaskError, MeasurementError, RightBatchError
 from rightbatch.core.samples import MemoryTrace
 from rightbatch.measure.memory.fake import trace_subject
 from rightbatch.measure.memory.kernels import trace_kernels
+from rightbatch.measure.memory.options import AS_TODAY, StepOptions
 from rightbatch.measure.memory.steps import build_subject, caller_untouched
+from rightbatch.measure.memory.worst_case import find_worst_case, with_examples
+from rightbatch.tasks.build import has_values
 from rightbatch.tasks.task import Task
+from rightbatch.tasks.where import at, raised, raised_at
 
 # Two sizes give a line and a far one checks it: beside reading its examples, a fake trace costs the
 # same at any size. Where the check fails, a fourth gives the parabola something to be checked by.
@@ -36,7 +40,7 @@ def measure_memory(
     task: Task,
     *,
     max_micro_batch_size: int | None = None,
-    accumulation_steps: int = 1,
+    options: StepOptions = AS_TODAY,
     seconds: float = 8.0,
     memory_bytes: float | None = None,
 ) -> tuple[MemoryTrace, ...]:
@@ -45,7 +49,7 @@ def measure_memory(
         iterate_memory_traces(
             task,
             max_micro_batch_size=max_micro_batch_size,
-            accumulation_steps=accumulation_steps,
+            options=options,
             seconds=seconds,
             memory_bytes=memory_bytes,
         )
@@ -56,28 +60,35 @@ def iterate_memory_traces(
     task: Task,
     *,
     max_micro_batch_size: int | None = None,
-    accumulation_steps: int = 1,
+    options: StepOptions = AS_TODAY,
     seconds: float = 8.0,
     memory_bytes: float | None = None,
 ) -> Iterator[MemoryTrace]:
     """Trace the sizes from which the memory of any other follows, cheapest first.
 
+    Where examples differ in size, every traced batch is made of the costliest.
+
     Args:
         task: built afresh for every real step.
         max_micro_batch_size: no real step is larger, beyond the first few; None is the data's length.
-        accumulation_steps: micro-batches per optimizer step.
+        options: what the steps do beside today's recipe.
         seconds: what real steps may take in all, beyond the first group.
         memory_bytes: what a real step may hold; None takes a quarter of what is free.
 
+    A model built under ``torch.device("meta")`` has no values: its steps are traced and not run.
+
     Raises:
-        InvalidTaskError: the task does not build.
+        InvalidTaskError: the task does not build, or its batches are the same at every size.
         MeasurementError: its step fails for real.
     """
     affordable_bytes = _FREE_SHARE * free_memory_bytes() if memory_bytes is None else memory_bytes
+    largest = task.num_train_examples if max_micro_batch_size is None else max_micro_batch_size
     fakes: list[MemoryTrace] = []
     caveats: tuple[str, ...] = ()
     with caller_untouched():
-        subject = build_subject(task)
+        worst_case = find_worst_case(task)
+        task = with_examples(task, worst_case.indices)
+        subject = build_subject(task, options)
     for size in FAKE_SIZES:
         if len(fakes) == 3 and not is_curved(fakes):
             break
@@ -88,34 +99,40 @@ def iterate_memory_traces(
             continue
         try:
             with caller_untouched():
-                fakes.append(trace_subject(task, subject, size, accumulation_steps))
+                traced = trace_subject(task, subject, size, options)
         except Exception as error:  # whether the user's code is at fault, the real step tells
             line = str(error).partition("\n")[0]
-            caveats = (f"no trace under fake tensors at size {size}: {type(error).__name__}: {line}",)
+            place = at(raised_at(error))
+            caveats = (f"no trace under fake tensors{place}: {type(error).__name__}: {line}",)
             break
+        fakes.append(traced.replace(worst_case=worst_case))
         yield fakes[-1]
+    runnable = has_values(subject.model)
     del subject
+    check_growth(fakes)
+    if not runnable and len(fakes) >= 2:
+        return
 
     def trace(size: int) -> MemoryTrace:
         try:
-            traced = trace_kernels(task, size, accumulation_steps=accumulation_steps)
+            traced = trace_kernels(task, size, options=options)
         except RightBatchError:
             raise
         except Exception as error:
-            found = f"a real step of {size} examples raised {type(error).__name__}: {error}"
             need, hint = "a step that runs", "run one step of the recipe in Python"
-            raise MeasurementError(found, need=need, hint=hint) from error
-        return traced.replace(caveats=(*traced.caveats, *caveats))
+            doing = f"a real step of {size} examples"
+            raise MeasurementError(*raised(doing, error, need, hint)) from error
+        return traced.replace(caveats=(*traced.caveats, *caveats), worst_case=worst_case)
 
     if fakes and _SCRATCH * peak_bytes(fakes[0]) > affordable_bytes:
         return
-    largest = task.num_train_examples if max_micro_batch_size is None else max_micro_batch_size
     group = 3 if is_curved(fakes) else 2
     rungs = sorted({*(r for r in KERNEL_RUNGS if r <= largest), max(2, min(largest, KERNEL_RUNGS[1]))})
     small = dict[int, MemoryTrace]()
     for traced in _climb(trace, rungs, group, seconds, affordable_bytes):
         small[traced.micro_batch_size] = traced
         yield traced
+    check_growth(list(small.values()))
     if KERNEL_RUNGS[1] in small and not _aligned([small[size] for size in KERNEL_RUNGS[:2]]):
         yield from (trace(size) for size in _BETWEEN)
 
@@ -149,6 +166,29 @@ def _climb(
                 expected = peak_bytes(traces[-1]) * max(1.0, following / size)
                 if spent + took * following / size > seconds or expected > affordable_bytes:
                     return
+
+
+def check_growth(traces: Sequence[MemoryTrace]) -> None:
+    """Refuse batches that are the same at every size: no law in the batch size can follow from them.
+
+    Args:
+        traces: of one source, in any order.
+
+    Raises:
+        InvalidTaskError: the smallest and the largest are made of the same batch.
+    """
+    by_size = sorted(traces, key=lambda trace: trace.micro_batch_size)
+    if not by_size or (few := by_size[0]).micro_batch_size == (many := by_size[-1]).micro_batch_size:
+        return
+    batch_bytes = _input_bytes(many)
+    if (batch_bytes and _input_bytes(few) == batch_bytes) or few.delta_bytes == many.delta_bytes:
+        sizes = f"{few.micro_batch_size} and of {many.micro_batch_size} examples"
+        found = f"batches of {sizes} are the same {batch_bytes:,} bytes"
+        need = "a collate that joins all the examples it is given"
+        hint = (
+            "see that collate uses its whole list; where it packs a fixed length, let the dataset pack"
+        )
+        raise InvalidTaskError(found, need=need, hint=hint)
 
 
 def follows(known: Sequence[MemoryTrace], new: MemoryTrace) -> bool:

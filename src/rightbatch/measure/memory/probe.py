@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,6 +23,7 @@ from rightbatch.core.errors import InvalidInputError, MeasurementError
 from rightbatch.core.units import format_bytes
 from rightbatch.fit.memory_model import MemoryModel
 from rightbatch.measure.memory.failure import Outcome, classify_exit
+from rightbatch.measure.memory.options import AS_TODAY, StepOptions
 from rightbatch.tasks.task import Task
 
 # A step that exceeds the limit by less than this is measured to its end, so that the excess is known.
@@ -65,6 +67,8 @@ class ProbeRequest:
     """Beyond what the process holds after the warm-up; less where less memory is free."""
     device: str
     num_threads: int
+    options: dict[str, Any]
+    """Fields of ``StepOptions``."""
     pin_malloc: bool
     indices: tuple[int, ...] | None
     search_path: tuple[str, ...]
@@ -72,7 +76,7 @@ class ProbeRequest:
     """Where it writes what it found."""
 
 
-def probe_micro_batch(
+def probe_micro_batch(  # noqa: PLR0913 - all but two have defaults
     task: Task,
     micro_batch_size: int,
     *,
@@ -80,6 +84,7 @@ def probe_micro_batch(
     repeats: int = 1,
     timeout_seconds: float = _TIMEOUT_SECONDS,
     device: str = "cpu",
+    options: StepOptions = AS_TODAY,
     pin_malloc: bool = False,
     indices: Sequence[int] | None = None,
 ) -> ProbeResult:
@@ -96,6 +101,7 @@ def probe_micro_batch(
         repeats: fresh children; all must fit.
         timeout_seconds: for each child, its start included.
         device: ``cpu`` or a CUDA device, whose cap is torch's own.
+        options: what the steps do beside the recipe.
         pin_malloc: train with large blocks returned at once; see ``malloc.pin_malloc``.
         indices: the training examples to use, such as the worst case's; None takes the first.
 
@@ -125,6 +131,7 @@ def probe_micro_batch(
         cap_bytes=int(_ROOM * limit_bytes),
         device=device,
         num_threads=torch.get_num_threads(),
+        options=asdict(options),
         pin_malloc=pin_malloc,
         indices=None if indices is None else tuple(indices),
         search_path=tuple(sys.path),
@@ -138,7 +145,7 @@ def probe_micro_batch(
     return max(results, key=lambda result: result.peak_bytes or 0)
 
 
-def largest_that_fits(
+def largest_that_fits(  # noqa: PLR0913 - all but three have defaults
     task: Task,
     memory_model: MemoryModel,
     limit_bytes: int,
@@ -146,18 +153,20 @@ def largest_that_fits(
     *,
     timeout_seconds: float = _TIMEOUT_SECONDS,
     device: str = "cpu",
+    options: StepOptions = AS_TODAY,
     pin_malloc: bool = False,
     indices: Sequence[int] | None = None,
 ) -> tuple[int, list[ProbeResult]]:
     """Find the largest micro-batch: the law proposes, and one real run confirms or corrects it.
 
     Args:
-        task: as ``probe_micro_batch`` takes it; micro-batches end at the length of its data.
+        task: as ``probe_micro_batch`` takes it; one step takes no more examples than its data has.
         memory_model: fitted to this task.
         limit_bytes: what the steps may take.
         headroom: share of it that the proposal leaves free.
         timeout_seconds: for each run.
         device: where it is to run.
+        options: what the steps do beside the recipe; the model has to be fitted to the same.
         pin_malloc: as in training.
         indices: as ``probe_micro_batch`` takes them; the model has to be fitted to the same.
 
@@ -169,10 +178,11 @@ def largest_that_fits(
         MeasurementError: two sizes did not fit, or a step fails for another reason.
     """
     results: list[ProbeResult] = []
+    most = max(1, task.num_train_examples // options.accumulation_steps)
     kept_bytes = max(1, limit_bytes - _REPEATABLE_BYTES)  # so that later runs fit, too
     usable_bytes, share = limit_bytes, headroom
     for _ in range(2):
-        size = min(memory_model.max_micro_batch(usable_bytes, share), task.num_train_examples)
+        size = min(memory_model.max_micro_batch(usable_bytes, share), most)
         results.append(
             probe_micro_batch(
                 task,
@@ -180,6 +190,7 @@ def largest_that_fits(
                 limit_bytes=kept_bytes,
                 timeout_seconds=timeout_seconds,
                 device=device,
+                options=options,
                 pin_malloc=pin_malloc,
                 indices=indices,
             )

@@ -29,6 +29,7 @@ from rightbatch.measure.memory.malloc import (
     resident_bytes,
     trim_malloc,
 )
+from rightbatch.measure.memory.options import StepOptions
 from rightbatch.measure.memory.probe import ProbeRequest
 from rightbatch.measure.memory.steps import build_subject, read_batches, run_steps
 from rightbatch.measure.memory.worst_case import with_examples
@@ -52,9 +53,9 @@ def run(request: ProbeRequest) -> dict[str, Any]:
         task = _load(request)
         size = request.micro_batch_size
         meter.start(meter.free_bytes())
-        _two_steps(task, min(_WARM_UP_EXAMPLES, size), request.device)
+        _two_steps(task, min(_WARM_UP_EXAMPLES, size), request)
         meter.start(min(request.cap_bytes, meter.free_bytes()))
-        _two_steps(task, size, request.device)
+        _two_steps(task, size, request)
         finished = True
     except Exception as error:  # the report carries it
         verdict = classify_error(error)
@@ -90,26 +91,28 @@ def _load(request: ProbeRequest) -> Task:
     return task if request.indices is None else with_examples(task, request.indices)
 
 
-def _two_steps(task: Task, micro_batch_size: int, device: str) -> None:
+def _two_steps(task: Task, micro_batch_size: int, request: ProbeRequest) -> None:
     """The steps that are traced, on any device."""
-    subject = build_subject(task)
-    batches = read_batches(task, micro_batch_size, 1)
+    device, options = request.device, StepOptions(**request.options)
+    subject = build_subject(task, options, values=True)
+    batches = read_batches(task, micro_batch_size, options)
     if device != "cpu":
         subject.model.to(device)
         subject.average = [average.to(device) for average in subject.average]
         batches = to_device(batches, device)
-        task = _with_precision_of(task, device)
-    run_steps(task, subject, batches, micro_batch_size, lambda phase: None)
+        precision = options.precision or task.recipe.precision
+        task, options = _with_precision(task, precision, device), replace(options, precision="fp32")
+    run_steps(task, subject, batches, micro_batch_size, lambda phase: None, options)
 
 
-def _with_precision_of(task: Task, device: str) -> Task:
+def _with_precision(task: Task, precision: str, device: str) -> Task:
     """The same loss, under the device's own autocast."""
 
     def loss(model: Any, batch: Any) -> Any:
-        with precision_context(task.recipe.precision, device):
+        with precision_context(precision, device):
             return task.loss(model, batch)
 
-    return replace(task, loss=loss, recipe=task.recipe.replace(precision="fp32"))
+    return replace(task, loss=loss)
 
 
 class _CpuMeter:

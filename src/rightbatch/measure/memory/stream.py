@@ -140,10 +140,11 @@ def to_trace(
     owners: Mapping[int, Owner],
     *,
     micro_batch_size: int,
-    source: Literal["fake", "kernels"],
+    source: Literal["fake", "kernels", "fake cuda"],
     caveats: Sequence[str] = (),
+    with_storages: bool = False,
 ) -> MemoryTrace:
-    """Write events as the columns of a record."""
+    """Write events as the columns of a record, with the number of each storage where asked."""
     operators = {name: index for index, name in enumerate(dict.fromkeys(e.operator for e in events))}
     return MemoryTrace(
         micro_batch_size=micro_batch_size,
@@ -155,5 +156,6 @@ def to_trace(
         operators=tuple(operators),
         phases=_PHASES,
         owners=_OWNERS,
+        storage=tuple(e.storage for e in events) if with_storages else (),
         caveats=tuple(caveats),
     )

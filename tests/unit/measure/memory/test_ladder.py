@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import TensorDataset
 
 import rightbatch as rb
-from rightbatch.core.errors import MeasurementError
+from rightbatch.core.errors import InvalidTaskError, MeasurementError
+from rightbatch.core.samples import WorstCase
 from rightbatch.measure.memory import ladder, measure_memory
 from rightbatch.measure.memory.stream import Event, to_trace
 
@@ -73,7 +77,10 @@ def test_real_steps_that_would_not_fit_are_not_run() -> None:
 def test_what_fake_tensors_cannot_do_is_named_and_measured_instead() -> None:
     traces = measure_memory(make(to_numpy))
     assert {t.source for t in traces} == {"kernels"}
-    assert "no trace under fake tensors at size 2: RuntimeError: .numpy()" in traces[0].caveats[0]
+    assert re.match(
+        r"no trace under fake tensors at .*test_ladder.py:\d+: RuntimeError: .numpy\(\)",
+        traces[0].caveats[0],
+    )
 
 
 def test_a_step_that_fails_for_real_is_an_error() -> None:
@@ -93,3 +100,39 @@ def test_a_rung_that_refutes_the_law_is_doubled_by_a_second_size() -> None:
 
 def test_free_memory_is_positive_and_at_most_the_machines() -> None:
     assert 2**20 < ladder.free_memory_bytes() < 2**50
+
+
+def test_every_traced_batch_is_made_of_the_costliest_examples() -> None:
+    lengths = [3, 20, 7, 50]
+    data: Any = [(torch.zeros(n, 8), torch.tensor(0)) for n in lengths]
+
+    def pad(examples: list[Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        return pad_sequence([x for x, _ in examples], batch_first=True), torch.zeros(len(examples))
+
+    def mean(model: nn.Module, batch: Any) -> torch.Tensor:
+        return model(batch[0]).mean()
+
+    traces = measure_memory(replace(make(mean), train_data=data, collate=pad))
+    assert {t.source for t in traces} == {"fake", "kernels"}
+    for trace in traces:
+        assert trace.worst_case == WorstCase(indices=(3,), key="longest", scanned=4, of=4)
+        assert ladder._input_bytes(trace) == trace.micro_batch_size * (50 * 8 + 1) * 4
+
+
+@pytest.mark.parametrize(
+    ("task_loss", "memory_bytes"), [(loss, 300), (to_numpy, None)], ids=["traces", "real steps"]
+)
+def test_a_collate_that_ignores_its_examples_is_refused(
+    task_loss: Any, memory_bytes: float | None
+) -> None:
+    task = make(task_loss)
+    four: Any = task.train_data[:4]
+    with pytest.raises(InvalidTaskError, match=r"batches of 2 and of \d+ examples are the same"):
+        measure_memory(replace(task, collate=lambda examples: four), memory_bytes=memory_bytes)
+
+
+def test_one_size_says_nothing_about_growth() -> None:
+    traces = measure_memory(make(), memory_bytes=300)
+    ladder.check_growth([])
+    ladder.check_growth(traces[:1])
+    ladder.check_growth(traces)

@@ -1,5 +1,5 @@
 from collections.abc import Callable
-from dataclasses import replace
+from itertools import cycle, islice, permutations
 from typing import Any
 
 import pytest
@@ -10,8 +10,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 import tiny
-from rightbatch.core.errors import InvalidInputError
-from rightbatch.measure.memory.worst_case import with_examples, worst_case_indices
+from rightbatch.core.errors import InvalidTaskError
+from rightbatch.core.samples import WorstCase
+from rightbatch.measure.memory.worst_case import find_worst_case, with_examples
+from rightbatch.tasks.build import collate
 from rightbatch.tasks.task import Task
 
 Examples = list[Any]
@@ -19,6 +21,10 @@ Examples = list[Any]
 
 def padded(examples: Examples) -> Tensor:
     return pad_sequence(examples, batch_first=True)
+
+
+def padded_pairs(examples: Examples) -> tuple[Tensor, Tensor]:
+    return padded([x for x, _ in examples]), padded([y for _, y in examples])
 
 
 def task(examples: Examples, collate: Callable[[Examples], Any]) -> Task:
@@ -29,14 +35,40 @@ def sequences(lengths: list[int]) -> Examples:
     return [torch.zeros(n) for n in lengths]
 
 
-@settings(deadline=None, max_examples=50)
-@given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=12), size=st.integers(1, 6))
+def batch_bytes(task: Task, indices: tuple[int, ...]) -> int:
+    batch = collate(task, indices)
+    return sum(x.nbytes for x in (batch if isinstance(batch, tuple) else (batch,)))
+
+
+def worst_bytes(task: Task, found: WorstCase, size: int) -> int:
+    """Of the batch that repeats what was found; the first examples where none differ."""
+    return batch_bytes(task, tuple(islice(cycle(found.indices or (0,)), size)))
+
+
+@settings(max_examples=50)
+@given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=12), size=st.integers(2, 6))
 def test_no_batch_of_padded_sequences_is_larger(lengths: list[int], size: int) -> None:
-    found = worst_case_indices(task(sequences(lengths), padded), size)
-    assert len(found.indices) == size
-    assert (found.batch_bytes, found.key) == (4 * size * max(lengths), "longest")
-    assert [lengths[i] for i in found.indices[: len(lengths)]] == sorted(lengths, reverse=True)[:size]
-    assert found.varies == (len(set(lengths)) > 1)
+    the_task = task(sequences(lengths), padded)
+    found = find_worst_case(the_task)
+    assert worst_bytes(the_task, found, size) == 4 * size * max(lengths)
+    assert (found.key, found.scanned) == ("longest" if len(set(lengths)) > 1 else None, len(lengths))
+
+
+@settings(max_examples=50)
+@given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=2, max_size=6))
+def test_no_batch_of_pairs_is_larger_when_their_lengths_are_unrelated(
+    lengths: list[tuple[int, int]],
+) -> None:
+    the_task = task([(torch.zeros(a), torch.zeros(b)) for a, b in lengths], padded_pairs)
+    largest = max(batch_bytes(the_task, pair) for pair in permutations(range(len(lengths)), 2))
+    assert worst_bytes(the_task, find_worst_case(the_task), 2) >= largest
+
+
+def test_the_longest_of_two_fields_may_lie_in_two_examples() -> None:
+    lengths = [(50, 1), (1, 50), (40, 2)]
+    the_task = task([(torch.zeros(a), torch.zeros(b)) for a, b in lengths], padded_pairs)
+    found = find_worst_case(the_task)
+    assert (found.key, sorted(found.indices)) == ("fields", [0, 1])
 
 
 def test_packing_pays_for_totals_and_detection_for_items() -> None:
@@ -49,49 +81,68 @@ def test_packing_pays_for_totals_and_detection_for_items() -> None:
     def pairs(examples: Examples) -> Tensor:
         return torch.zeros(sum(len(boxes) for _, boxes in examples), 1000)
 
-    assert worst_case_indices(task([*wide, crowded], packed), 1).key == "largest"
-    assert worst_case_indices(task([*wide, crowded], packed), 1).indices == (0,)
-    assert worst_case_indices(task([*wide, crowded], pairs), 1).key == "most_items"
-    assert worst_case_indices(task([*wide, crowded], pairs), 1).indices == (2,)
+    for join, key, index in ((packed, "largest", 0), (pairs, "most_items", 2)):
+        found = find_worst_case(task([*wide, crowded], join))
+        assert (found.key, found.indices) == (key, (index,))
 
 
 def test_texts_lists_and_dictionaries_have_lengths_too() -> None:
     examples: Examples = [{"ids": [0] * n, "text": "x"} for n in (3, 9, 5)]
-    found = worst_case_indices(task(examples, lambda e: padded([torch.tensor(x["ids"]) for x in e])), 2)
-    assert found.indices == (1, 2)
+    ids = task(examples, lambda e: padded([torch.tensor(x["ids"]) for x in e]))
+    assert find_worst_case(ids).indices == (1,)
     texts: Examples = ["a", "abc", "ab"]
-    assert worst_case_indices(task(texts, "".join), 1).indices == (1,)
+    assert find_worst_case(task(texts, "".join)).indices == (1,)
 
 
-def test_a_capped_scan_spreads_over_sorted_data_and_says_what_it_left_out() -> None:
-    found = worst_case_indices(task(sequences(list(range(1, 1001))), padded), 2, max_scanned=10)
-    assert found.indices == (900, 800)
-    assert (found.scanned, found.of) == (10, 1000)
-    assert found.caveat == "990 of 1,000 examples were not looked at and may be larger"
-    assert not worst_case_indices(task(sequences([1, 2]), padded), 2).caveat
+def test_a_scan_that_runs_out_of_time_has_seen_both_ends_and_says_what_it_left_out() -> None:
+    seconds = iter(range(100))  # each example takes one
+    lengths = list(range(1, 1001))
+    options = {"look_seconds": 1.5, "scan_seconds": 9.5}
+    found = find_worst_case(
+        task(sequences(lengths), padded), **options, clock=lambda: float(next(seconds))
+    )
+    assert (found.indices, found.scanned, found.of) == ((999,), 10, 1000)
+    assert found.caveats == (
+        "examples differ in size: every one is taken to be as large as the largest seen",
+        "990 of 1,000 examples were not looked at and may be larger",
+    )
 
 
-def test_examples_repeat_where_the_batch_is_longer_than_the_data() -> None:
-    assert worst_case_indices(task(sequences([1, 2]), padded), 5).indices == (1, 0, 1, 0, 1)
+def test_data_of_one_size_is_looked_at_for_a_shorter_time() -> None:
+    seconds = iter(range(100))
+    found = find_worst_case(
+        task(sequences([5] * 50), padded), look_seconds=3.5, clock=lambda: float(next(seconds))
+    )
+    assert (found.key, found.indices, found.scanned) == (None, (), 4)
+    assert find_worst_case(task(sequences([5, 5]), padded)).caveats == ()
 
 
 def test_the_chosen_examples_alone_are_left_in_their_order() -> None:
-    chosen = with_examples(task(sequences([1, 2, 3]), padded), (2, 0))
+    the_task = task(sequences([1, 2, 3]), padded)
+    chosen = with_examples(the_task, (2, 0))
     assert chosen.num_train_examples == 2
     assert [len(chosen.train_data[i]) for i in range(2)] == [3, 1]
+    assert with_examples(the_task, ()) is the_task
 
 
-def test_what_has_no_size_is_refused() -> None:
-    with pytest.raises(InvalidInputError, match=r"type object.*need tensors.*\n  hint: "):
-        worst_case_indices(task([object(), object()], padded), 1)
+def test_examples_whose_size_cannot_be_seen_are_a_caveat() -> None:
+    found = find_worst_case(task([object(), object()], list))
+    assert (found.scanned, found.indices) == (0, ())
+    assert "show no size" in found.caveats[0]
 
 
-@pytest.mark.parametrize(("size", "most"), [(0, 10), (1, 0)])
-def test_counts_below_one_are_refused(size: int, most: int) -> None:
-    with pytest.raises(InvalidInputError, match=f"micro_batch_size {size}, max_scanned {most}"):
-        worst_case_indices(tiny.task(), size, max_scanned=most)
+def test_an_example_that_cannot_be_read_is_named() -> None:
+    class Broken(list[Tensor]):
+        def __getitem__(self, index: Any) -> Any:
+            if index == 1:
+                raise OSError("no such image")
+            return super().__getitem__(index)
+
+    broken = tiny.task(train_data=Broken(sequences([1, 2, 3])), collate=padded)
+    with pytest.raises(InvalidTaskError, match=r"train_data\[1\] raised OSError: no such image"):
+        find_worst_case(broken)
 
 
-def test_data_without_examples_is_refused() -> None:
-    with pytest.raises(InvalidInputError, match="0 examples"):
-        worst_case_indices(replace(tiny.task(), train_data=[]), 1)
+def test_examples_that_do_not_join_are_named() -> None:
+    with pytest.raises(InvalidTaskError, match=r"joining 4 times train_data\[1\] raised TypeError"):
+        find_worst_case(task(sequences([1, 2]), lambda examples: examples + 1))

@@ -1,0 +1,140 @@
+"""How much slower than the best in the sweep is the batch that each strategy chooses?
+
+Time to the target of a batch is the sweep's updates to the target times seconds per update. Seconds
+are a + c B for four ratios a/c, so that the same sweep stands for devices from "throughput saturates
+at 8 examples" to 512; strategies see the noise measured by ``rightbatch plan`` before the sweep and
+those seconds, never the sweep. Regret is the time of the chosen batch over that of the best.
+
+    rightbatch plan digits --out benchmarks/results/regret/digits     # on a quiet machine
+    python benchmarks/regret/regret.py digits digits-cnn ...
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections import defaultdict
+from pathlib import Path
+from statistics import geometric_mean, median
+from typing import Any
+
+from common import save
+from rightbatch.core.samples import Measurements, StepTiming
+from rightbatch.core.store import read_record
+from rightbatch.fit.models import fit_models
+from rightbatch.fit.noise_scale import average_over_training, noise_over_training
+from rightbatch.plan.planner import make_plan
+
+RESULTS = Path(__file__).parents[1] / "results" / "regret"
+RATIOS = (8.0, 32.0, 128.0, 512.0)
+PER_EXAMPLE = 1e-5
+TODAY = 32
+
+Steps = dict[int, dict[float, float]]
+"""Batch size to rate factor to updates to the target; infinite where a seed did not reach it."""
+
+
+def read_sweep(name: str) -> Steps:
+    runs: dict[int, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for line in (RESULTS / f"{name}.jsonl").read_text().splitlines():
+        run = json.loads(line)
+        updates = run["updates"] if run["outcome"] == "reached" else math.inf
+        runs[run["batch_size"]][run["factor"]].append(max(updates, 1.0))
+    return {
+        size: {factor: geometric_mean(found) for factor, found in sorted(factors.items())}
+        for size, factors in sorted(runs.items())
+    }
+
+
+def with_seconds(measurements: Measurements, overhead: float) -> Measurements:
+    """The same noise and memory on a device whose update takes a + c B."""
+    sizes = [2**k for k in range(11)]
+    timings = tuple(
+        StepTiming(micro_batch_size=b, seconds=((overhead + b) * PER_EXAMPLE,) * 5) for b in sizes
+    )
+    return measurements.replace(
+        step_timings=timings,
+        optimizer_seconds=(1e-9,) * 5,
+        loader_timings=tuple(
+            t.replace(seconds=(1e-12 * t.micro_batch_size,) * 5) for t in measurements.loader_timings
+        ),
+    )
+
+
+def nearest(sizes: list[int], wanted: float) -> int:
+    return min(sizes, key=lambda size: abs(math.log(size / wanted)))
+
+
+def choices(measurements: Measurements, overhead: float, sizes: list[int]) -> dict[str, int]:
+    """The batch of each strategy, at the nearest size of the sweep."""
+    plan = make_plan(measurements.task, measurements, "time")
+    plain = average_over_training(noise_over_training(measurements.gradients, preconditioned=False))
+    noise = plain.noise_scale or plain.low
+    models = fit_models(measurements)
+    assert models.steps is not None
+    today = measurements.task.recipe.batch_size
+
+    def goodput(size: int) -> float:  # AdaptDL: throughput x (noise + B0) / (noise + B)
+        return size / (overhead + size) * (noise + today) / (noise + size)
+
+    def central(size: int) -> float:
+        return (1 + models.steps.critical_batch_size / size) * (overhead + size)
+
+    return {
+        "rightbatch": nearest(sizes, plan.global_batch_size),
+        "its models without intervals": min(sizes, key=central),
+        "today's recipe": nearest(sizes, today),
+        "fixed 32": TODAY,
+        "largest": sizes[-1],
+        "80 % of the largest": max(s for s in sizes if s <= 0.8 * sizes[-1]),
+        "noise scale alone": nearest(sizes, noise),
+        "AdaptDL goodput": max(sizes, key=goodput),
+        "largest power of two (Lightning's finder)": sizes[-1],
+    }
+
+
+def study(name: str) -> dict[str, Any]:
+    steps = read_sweep(name)
+    sizes = sorted(steps)
+    measurements = read_record(RESULTS / name / "measurements.json", Measurements)
+    rows: list[dict[str, Any]] = []
+    for overhead in RATIOS:
+        best = {b: min(steps[b].values()) * (overhead + b) for b in sizes}
+        ruled = {b: steps[b].get(1.0, math.inf) * (overhead + b) for b in sizes}
+        fastest = min(best.values())
+        for strategy, size in choices(with_seconds(measurements, overhead), overhead, sizes).items():
+            rows.append({
+                "overhead": overhead,
+                "strategy": strategy,
+                "batch_size": size,
+                "regret_rate_tuned": best[size] / fastest,
+                "regret_rate_by_rule": ruled[size] / fastest,
+                "best_batch_size": min(best, key=best.__getitem__),
+            })
+    return {"task": name, "updates": {str(b): steps[b] for b in sizes}, "rows": rows}
+
+
+def summary(studies: list[dict[str, Any]]) -> dict[str, Any]:
+    found: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for row in (row for one in studies for row in one["rows"]):
+        found[row["strategy"]].append((row["regret_rate_tuned"], row["regret_rate_by_rule"]))
+    return {
+        strategy: {
+            "median": median(tuned for tuned, _ in values),
+            "worst": max(tuned for tuned, _ in values),
+            "median_rate_by_rule": median(ruled for _, ruled in values),
+            "worst_rate_by_rule": max(ruled for _, ruled in values),
+            "n": len(values),
+        }
+        for strategy, values in found.items()
+    }
+
+
+def main() -> None:
+    studies = [study(name) for name in sys.argv[1:] or ["digits", "digits-cnn"]]
+    save("regret", {"summary": summary(studies), "studies": studies})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""What can be asked of a plan and of the scaling table, and what contradicts itself."""
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli_runner import assert_three_parts, run_cli
+from rightbatch.core.recipe import Target
+from rightbatch.plan.toml import read_plan
+
+
+def planned(folder: Path, tmp_path: Path, *options: str) -> dict[str, Any]:
+    called = run_cli("plan", folder, "--out", tmp_path, *options, "--json")
+    assert called.code == 0, called.out
+    return called.document
+
+
+@pytest.mark.parametrize("objective", ["time", "compute", "balanced", "accuracy"])
+def test_every_objective_gives_a_plan_with_its_plateau(
+    saved: Path, tmp_path: Path, objective: str
+) -> None:
+    document = planned(saved, tmp_path, "--objective", objective)
+    low, high = document["plateau"]
+    assert low <= document["plan"]["global_batch_size"] <= high
+    asked = any(guard["name"] == "unvalidated" for guard in document["guards"])
+    assert asked == (objective == "accuracy")
+
+
+def test_every_constant_is_listed_as_changed_or_kept(saved: Path, tmp_path: Path) -> None:
+    document = planned(saved, tmp_path, "--objective", "time")
+    named = {d["name"] for d in document["decisions"]}
+    assert {"learning_rate", "beta1", "beta2", "eps", "weight_decay", "warmup_examples"} < named
+    assert {"schedule", "clip_norm", "precision", "batch_schedule"} < named
+    plan = read_plan(tmp_path / "plan.toml")
+    ratio = plan.global_batch_size / 32
+    assert plan.betas == pytest.approx((0.9**ratio, 0.999**ratio))
+
+
+def test_replicas_a_time_for_training_and_a_growing_batch_are_in_the_plan(
+    saved: Path, tmp_path: Path
+) -> None:
+    document = planned(
+        saved, tmp_path, "--replicas", "4", "--bandwidth", "100GiB", "--time-budget-train", "30s",
+        "--batch-schedule", "exponential",
+    )  # fmt: skip
+    plan = read_plan(tmp_path / "plan.toml")
+    assert document["plan"]["num_replicas"] == plan.num_replicas
+    assert plan.objective == "time"
+    assert plan.epochs is None
+    assert plan.steps is not None
+    assert plan.batch_schedule is not None
+    assert document["batch_schedule"]["kind"] == "exponential"
+
+
+@pytest.mark.parametrize(
+    ("options", "found", "hint"),
+    [
+        (["--objective", "time", "--slowdown", "2"], "slowdown = 2", "--objective accuracy"),
+        (["--slowdown", "0.5", "--objective", "accuracy"], "slowdown = 0.5", "--slowdown"),
+        (["--objective", "compute", "--time-budget-train", "1m"], "a time for training", "--objective"),
+        (["--bandwidth", "1GiB"], "one device", "--replicas"),
+        (["--replicas", "0"], "num_replicas = 0", "num_replicas"),
+        (["--target", "accuracy"], "--target 'accuracy'", "accuracy=0.98"),
+        (["--target", "loss=0.1"], "the task's target is accuracy", "loss>=0.1"),
+        (["--target", "accuracy=0.05"], "before any training", "--target accuracy"),
+        (["--batch-schedule", "seesaw"], "beside a constant learning rate", "cosine"),
+    ],
+)
+def test_options_that_contradict_something_are_refused(
+    saved: Path, tmp_path: Path, options: list[str], found: str, hint: str
+) -> None:
+    called = run_cli("plan", saved, "--out", tmp_path, *options)
+    assert_three_parts(called, code=2, found=found, need="", hint=hint)
+    assert not (tmp_path / "plan.toml").exists()
+
+
+def test_limits_that_nothing_meets_exit_3_with_what_to_relax(saved: Path, tmp_path: Path) -> None:
+    called = run_cli("plan", saved, "--out", tmp_path, "--min-updates", "1000000")
+    assert_three_parts(called, code=3, found="1,000,000 updates", need="meets", hint="--min-updates")
+
+
+def test_another_target_is_planned_for(saved: Path, tmp_path: Path) -> None:
+    called = run_cli("plan", saved, "--out", tmp_path, "--target", "accuracy=0.9")
+    assert called.code == 0
+    assert read_plan(tmp_path / "plan.toml").target == Target("accuracy", 0.9)
+    assert "to accuracy &gt;= 0.9" in (tmp_path / "report.html").read_text()
+
+
+def test_a_negative_time_in_the_file_is_refused_by_place(saved: Path) -> None:
+    path = saved / "measurements.json"
+    text = path.read_text()
+    first = text.index('"seconds"')
+    start = text.index("[", first) + 1
+    path.write_text(text[:start] + "-1.0," + text[start:])
+    called = run_cli("plan", saved)
+    assert_three_parts(
+        called, code=2, found="step_timings[0] has a step of -1 s", need="", hint="--refresh"
+    )
+
+
+SCALE = ("scale", "--optimizer", "sgd", "--lr", "0.1", "--batch", "32", "--to", "128")
+
+
+def test_scale_writes_csv_that_spreadsheets_read() -> None:
+    called = run_cli(*SCALE, "--examples", "1000", "--noise-scale", "320", "--csv")
+    rows = list(csv.DictReader(io.StringIO(called.out)))
+    assert [row["batch_size"] for row in rows] == ["32", "64", "128"]
+    assert [row["updates_per_epoch"] for row in rows] == ["32", "16", "8"]
+    assert float(rows[-1]["rate_linear"]) == pytest.approx(0.4)
+    assert float(rows[-1]["learning_rate"]) == pytest.approx(0.1 * 11 / 3.5)
+
+
+def test_scale_keeps_the_constants_of_an_optimizer_without_a_rule_and_says_so() -> None:
+    called = run_cli(*SCALE[:2], "lion", *SCALE[3:])
+    assert called.code == 0
+    assert "No rule is known for lion" in called.out
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        (["--pairs", "32-1e-3"], "--pairs '32-1e-3'"),
+        (["--pairs", "32:1e-3"], "pairs 32:0.001"),
+        (["--noise-scale", "0"], "noise scale 0"),
+    ],
+)
+def test_scale_refuses_what_it_cannot_use(options: list[str], found: str) -> None:
+    called = run_cli(*SCALE, *options)
+    assert_three_parts(called, code=2, found=found, need="", hint="")
+
+
+def test_scale_answers_in_one_format() -> None:
+    called = run_cli(*SCALE, "--csv", "--json")
+    assert (called.code, called.document["error"]["found"]) == (2, "--csv and --json")
+
+
+def test_rates_are_tried_once_and_the_next_call_takes_them_up(tmp_path: Path) -> None:
+    call = ("plan", "digits", "--time-budget", "6s", "--out", tmp_path, "--tune-lr")
+    first = run_cli(*call, "--json").document
+    rate = next(d for d in first["decisions"] if d["name"] == "learning_rate")
+    assert rate["evidence"] == "measured"
+    saved = json.loads((tmp_path / "measurements.json").read_text())["rate_tunings"]
+    assert len(saved) == 1
+    again = run_cli("plan", tmp_path, "--json").document
+    assert again["plan"] == first["plan"]
+
+
+def test_rates_cannot_be_tried_without_a_task(saved: Path) -> None:
+    called = run_cli("plan", saved, "--tune-lr")
+    assert_three_parts(called, code=2, found="--tune-lr", need="a task to run", hint="name the task")

@@ -1,0 +1,138 @@
+"""Batches that grow: where they change, what they promise, and when none is proposed."""
+
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+
+import known
+from rightbatch.core.errors import InvalidInputError
+from rightbatch.core.plan import BatchSchedule, BatchScheduleKind, Decision, Plan
+from rightbatch.core.schedule import batch_rate_factor, batch_size_at
+from rightbatch.core.sources import SOURCES
+from rightbatch.fit.models import fit_models
+from rightbatch.fit.steps_model import CALIBRATION
+from rightbatch.plan.planner import make_plan
+from rightbatch.plan.toml import read_plan, write_plan
+from rightbatch.plan.wishes import Wishes
+
+
+def growing(factor: float) -> Any:
+    """Gradients whose noise scale grows from 30 to ``30 factor`` along the pilot."""
+    return tuple(
+        known.sample(1.0 + 0.01 * i, 30.0 * factor ** (k / 4), seen=1000 * (k + 1), small=8)
+        for k in range(5)
+        for i in range(6)
+    )
+
+
+def plan(kind: BatchScheduleKind | None, factor: float = 100.0, **recipe: Any) -> Plan:
+    facts = known.facts(recipe=known.facts().recipe.replace(**recipe))
+    measured = known.measurements(
+        known.Laws(step_seconds=(1e-4, 1e-5), optimizer_seconds=1e-3),
+        task=facts,
+        gradients=growing(factor),
+    )
+    return make_plan(facts, measured, "time", wishes=Wishes(batch_schedule=kind))
+
+
+def decision(of: Plan) -> Decision:
+    return next(d for d in of.decisions if d.name == "batch_schedule")
+
+
+@pytest.mark.parametrize("kind", get_args(BatchScheduleKind))
+def test_a_schedule_grows_to_the_plans_batch_and_reads_back(kind: Any, tmp_path: Any) -> None:
+    found = plan(kind, schedule="cosine")
+    schedule = found.batch_schedule
+    assert schedule is not None
+    assert (schedule.kind, decision(found).value) == (kind, kind)
+    assert decision(found).source in SOURCES
+    sizes = [size for _, size in schedule.milestones]
+    assert sizes == sorted(set(sizes))
+    assert sizes[0] < found.global_batch_size
+    if kind != "noise":
+        assert sizes[-1] == found.global_batch_size
+        assert schedule.milestones[-1][0] < found.total_examples(found.global_batch_size, 10_000)
+    assert schedule.rate_power == 1.0  # SGD
+    write_plan(tmp_path / "plan.toml", found)
+    assert read_plan(tmp_path / "plan.toml").batch_schedule == schedule
+
+
+def test_seesaw_doubles_where_the_rate_would_have_halved() -> None:
+    linear = plan("seesaw", schedule="linear").batch_schedule
+    assert linear is not None
+    assert [start for start, _ in linear.milestones] == [0, 50_000, 75_000, 87_500]
+    cosine = plan("seesaw", schedule="cosine").batch_schedule
+    assert cosine is not None
+    assert cosine.milestones[1][0] == 50_000  # (1 + cos(pi / 2)) / 2 = 1/2
+    with pytest.raises(InvalidInputError, match="seesaw batch schedule beside a constant"):
+        plan("seesaw")
+
+
+def test_milestones_follow_the_noise_and_are_promised_less_time() -> None:
+    found = decision(plan("milestones"))
+    assert found.evidence == "derived"
+    assert found.high is not None
+    assert found.high < 1.0
+    assert "of the time of the one batch" in found.reason
+
+
+def test_without_a_wish_one_batch_stays_and_the_reason_is_said() -> None:
+    steep, flat = plan(None, factor=1e4), plan(None, factor=1.0)
+    assert steep.batch_schedule is None
+    assert "--batch-schedule milestones" in decision(steep).reason
+    assert "does not clearly grow" in decision(flat).reason
+
+
+def test_milestones_need_a_noise_scale_and_room_to_grow() -> None:
+    lost = tuple(known.sample(s, 300.0) for s in (-1.0, 1.2, -0.4, 0.9, 0.1, -0.2))
+    measured = known.measurements(gradients=lost)
+    with pytest.raises(InvalidInputError, match="milestones without a noise scale"):
+        make_plan(measured.task, measured, wishes=Wishes(batch_schedule="milestones"))
+    exponential = make_plan(measured.task, measured, wishes=Wishes(batch_schedule="exponential"))
+    assert "is not predicted" in decision(exponential).reason
+
+
+@pytest.mark.parametrize(
+    "milestones",
+    [(), ((5, 8),), ((0, 8), (0, 16)), ((0, 16), (100, 8)), ((0, 8), (200, 16), (100, 32))],
+)
+def test_milestones_that_do_not_rise_from_the_start_are_refused(milestones: Any) -> None:
+    with pytest.raises(InvalidInputError, match=r"pairs \[examples, batch\] that both rise"):
+        BatchSchedule(kind="milestones", milestones=milestones, rate_power=0.5)
+
+
+def test_a_schedule_that_ends_at_another_batch_is_refused() -> None:
+    recipe = known.facts().recipe
+    schedule = BatchSchedule(kind="linear", milestones=((0, 8), (100, 16)), rate_power=1.0)
+    with pytest.raises(InvalidInputError, match="ends at 16; need global_batch_size, 32"):
+        Plan.from_recipe(recipe, batch_schedule=schedule)
+
+
+def test_batch_and_rate_are_read_off_the_milestones() -> None:
+    schedule = BatchSchedule(kind="linear", milestones=((0, 8), (100, 32)), rate_power=0.5)
+    assert [batch_size_at(schedule, 32, n) for n in (0, 99, 100, 1000)] == [8, 8, 32, 32]
+    assert batch_rate_factor(schedule, 32, 8) == pytest.approx(0.5)
+    assert (batch_size_at(None, 32, 5), batch_rate_factor(None, 32, 8)) == (32, 1.0)
+
+
+def test_the_promised_time_is_the_sum_over_the_pilots_progress() -> None:
+    found = plan("linear")
+    assert found.batch_schedule is not None
+    measured = known.measurements(gradients=growing(100.0))
+    noise = fit_models(measured).noise_points
+    factor = CALIBRATION["sgd", False][0]
+    update = {c.global_batch_size: c.update_seconds for c in found.candidates}
+    one, grown = 0.0, 0.0
+    batch = found.global_batch_size
+    for point in noise:  # 1,000 examples between all of them, and after the last
+        critical = float(point.noise_scale or 0) * factor
+        progress = 1000 / (critical + batch)
+        size = batch_size_at(found.batch_schedule, batch, point.examples_seen)
+        seconds = np.interp(size, [*update], [*update.values()])
+        grown += progress * (1 + critical / size) * seconds
+        one += progress * (1 + critical / batch) * update[batch]
+    reason = decision(found)
+    assert float(reason.reason.split("it takes ")[1].split(" ")[0]) == pytest.approx(
+        grown / one, rel=0.03
+    )

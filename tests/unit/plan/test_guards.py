@@ -1,0 +1,160 @@
+"""Each guard speaks where it should, with this task's numbers, and is silent elsewhere."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+import known
+from rightbatch.core.plan import Candidate, Interval
+from rightbatch.core.sources import SOURCES
+from rightbatch.fit.models import fit_models
+from rightbatch.plan import guards
+from rightbatch.plan.guards import GUARDS, Situation, find_guards
+
+ONE = Interval(value=1.0, low=1.0, high=1.0)
+
+
+def candidate(micro: int = 64, passes: int = 1, **changes: Any) -> Candidate:
+    values: dict[str, Any] = {
+        "global_batch_size": micro * passes,
+        "micro_batch_size": micro,
+        "accumulation_steps": passes,
+        "update_seconds": 1e-3,
+        "peak_bytes": 1000,
+        "examples_ratio": ONE,
+        "seconds_ratio": ONE,
+        "regret": 0.0,
+    }
+    return Candidate(**(values | changes))
+
+
+def situation(laws: known.Laws | None = None, **changes: Any) -> Situation:
+    """A batch of 64 about which there is nothing to say."""
+    models = fit_models(known.measurements(laws))
+    assert models.speed is not None
+    assert models.loader is not None
+    assert models.steps is not None
+    values: dict[str, Any] = {
+        "chosen": candidate(),
+        "candidates": (candidate(),),
+        "facts": known.facts(),
+        "speed": models.speed,
+        "loader": models.loader,
+        "steps": models.steps,
+        "objective": "time",
+        "num_updates": 1000,
+        "rate_ratio": 2.0,
+        "largest_micro_that_fits": 4096,
+        "usable_bytes": 2**20,
+        "positives_per_example": None,
+        "fine_tuning": False,
+    }
+    return Situation(**(values | changes))
+
+
+def text(guard: Any, of: Situation) -> str:
+    found = guard(of)
+    assert found is not None
+    assert found.source in SOURCES
+    assert found.name == guard.__name__
+    return found.text
+
+
+def test_a_plain_batch_raises_no_guard() -> None:
+    assert find_guards(situation()) == ()
+
+
+def test_memory_speaks_where_a_timed_micro_batch_does_not_fit() -> None:
+    assert "512 fits 1 MiB, 1,024 was timed" in text(
+        guards.memory, situation(largest_micro_that_fits=512)
+    )
+    assert guards.memory(situation(largest_micro_that_fits=1024)) is None
+
+
+def test_batch_norm_speaks_of_the_group_and_not_of_the_batch() -> None:
+    facts = known.facts(num_batch_norm_layers=2)
+    small = situation(facts=facts, chosen=candidate(micro=3, passes=100))
+    assert "micro-batches of 3: a variance over so few is off by 100%" in text(
+        guards.batch_norm_group, small
+    )
+    assert guards.batch_norm_group(situation(facts=facts, chosen=candidate(micro=16))) is None
+    assert guards.batch_norm_group(situation(chosen=candidate(micro=2))) is None
+
+
+def test_positives_speak_of_the_batch_that_holds_ten() -> None:
+    rare = situation(positives_per_example=0.02)  # 1.28 in 64; exp(-1.28) = 0.278
+    assert "1.28 positive targets on average, and none in 28%" in text(
+        guards.positives_per_update, rare
+    )
+    assert "a batch of 500" in text(guards.positives_per_update, rare)
+    assert guards.positives_per_update(situation(positives_per_example=0.2)) is None
+    assert guards.positives_per_update(situation()) is None
+
+
+def test_few_updates_speak_below_a_hundred() -> None:
+    assert "99 updates" in text(guards.few_updates, situation(num_updates=99))
+    assert guards.few_updates(situation(num_updates=100)) is None
+
+
+def test_beyond_the_critical_batch_the_examples_are_said() -> None:
+    laws = known.Laws(noise_scale=20.0)  # critical 23.6
+    assert "about 24 examples: it needs 3.7 x" in text(guards.beyond_critical, situation(laws))
+    assert guards.beyond_critical(situation()) is None
+
+
+def test_an_input_bound_task_hears_that_batches_do_not_help() -> None:
+    laws = known.Laws(load_seconds=(0.0, 1e-2), num_workers=4)
+    assert "The loader gives 100 examples/s" in text(guards.input_bound, situation(laws))
+    assert "raise num_workers" in text(
+        guards.input_bound, situation(known.Laws(load_seconds=(0.0, 1e-2)))
+    )
+    assert guards.input_bound(situation()) is None
+
+
+def test_accumulation_that_buys_nothing_names_the_batch_without_it() -> None:
+    mine = candidate(micro=64, passes=4)
+    close = candidate(seconds_ratio=Interval(value=1.01, low=1.0, high=1.0))
+    far = candidate(seconds_ratio=Interval(value=1.5, low=1.0, high=1.0))
+    spoken = situation(chosen=mine, candidates=(close, mine))
+    assert "a batch of 64 in one pass is predicted to take 1.01 x" in text(
+        guards.useless_accumulation, spoken
+    )
+    assert guards.useless_accumulation(situation(chosen=mine, candidates=(far, mine))) is None
+    assert guards.useless_accumulation(situation(chosen=mine, candidates=(mine,))) is None
+    assert guards.useless_accumulation(situation(candidates=(close,))) is None
+
+
+def test_a_batch_of_much_of_the_data_is_named() -> None:
+    small = situation(facts=known.facts(num_train_examples=256))
+    assert "averages 25% of the 256 training examples: the noise left over is 0.75" in text(
+        guards.share_of_data, small
+    )
+    assert guards.share_of_data(situation()) is None
+
+
+def test_fine_tuning_speaks_of_the_distance() -> None:
+    of = situation(fine_tuning=True)  # twice the rate, half the updates
+    assert "rate x updates is 1.00 x today's" in text(guards.fine_tuning, of)
+    far = dataclasses.replace(of, chosen=candidate(micro=32))
+    assert "2.00 x today's" in text(guards.fine_tuning, far)
+    assert guards.fine_tuning(situation()) is None
+
+
+def test_accuracy_asks_for_a_validation() -> None:
+    assert "several seeds" in text(guards.unvalidated, situation(objective="accuracy"))
+
+
+def test_one_timed_size_is_said() -> None:
+    laws = known.Laws(sizes=(32,))
+    assert "Only micro-batches of 32" in text(guards.one_size_timed, situation(laws))
+
+
+def test_an_optimizer_without_a_rule_is_named() -> None:
+    facts = known.facts(optimizer_family="other", optimizer_class="Muon")
+    assert "Muon" in text(guards.unknown_optimizer, situation(facts=facts))
+
+
+@pytest.mark.parametrize("guard", GUARDS, ids=lambda guard: guard.__name__)
+def test_a_guard_says_when_it_speaks(guard: Any) -> None:
+    assert guard.__doc__.startswith("Speaks ")

@@ -1,0 +1,86 @@
+"""Measurements that no machine gives, and targets that no training needs, are refused by name."""
+
+from typing import Any
+
+import pytest
+
+import known
+from rightbatch.core.errors import InvalidInputError
+from rightbatch.core.recipe import Target
+from rightbatch.core.samples import LoaderTiming, PilotPoint, StepTiming
+from rightbatch.plan.inputs import check_measurements, check_target, until_target
+from rightbatch.plan.planner import make_plan
+
+
+def step(size: int, *seconds: float) -> StepTiming:
+    return StepTiming(micro_batch_size=size, seconds=seconds)
+
+
+def load(*seconds: float) -> LoaderTiming:
+    return LoaderTiming(micro_batch_size=8, num_workers=0, seconds=seconds)
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"step_timings": (step(8, 0.1, -0.1, 0.1),)}, r"step_timings\[0\] has a step of -0.1 s"),
+        ({"step_timings": (step(0, 0.1),)}, r"step_timings\[0\] has micro_batch_size 0"),
+        ({"step_timings": (step(8, 1e9),)}, r"has a step of 1e\+09 s"),
+        (
+            {"step_timings": (step(8, 1.0), step(16, 0.01))},
+            "take 1 s at micro-batch 8 and 0.01 s at 16",
+        ),
+        ({"optimizer_seconds": (0.1, -1.0)}, "optimizer_seconds has -1 s"),
+        ({"loader_timings": (load(-0.5),)}, r"loader_timings\[0\] has -0.5 s"),
+        (
+            {"gradients": (known.sample(1.0, 1.0, small=300),)},
+            r"gradients\[0\] has batches of 300 and 256",
+        ),
+        ({"gradients": (known.sample(-9.0, 1.0),)}, r"gradients\[0\] has a squared norm of -"),
+    ],
+)
+def test_an_impossible_sample_is_named_with_its_place(changes: dict[str, Any], found: str) -> None:
+    measured = known.measurements()
+    changed = measured.replace(**changes)
+    with pytest.raises(InvalidInputError, match=found):
+        check_measurements(changed)
+    with pytest.raises(InvalidInputError, match="or measure again with --refresh"):
+        make_plan(changed.task, changed)
+
+
+def test_a_trace_that_frees_what_it_does_not_hold_is_refused() -> None:
+    measured = known.measurements()
+    trace = measured.memory[0].replace(delta_bytes=tuple(-n for n in measured.memory[0].delta_bytes))
+    with pytest.raises(InvalidInputError, match=r"memory\[0\] frees more bytes"):
+        check_measurements(measured.replace(memory=(trace,)))
+
+
+def test_what_was_really_measured_passes() -> None:
+    check_measurements(known.measurements())
+
+
+def pilot(*values: float) -> tuple[PilotPoint, ...]:
+    return tuple(
+        PilotPoint(examples_seen=1000 * i, loss=1.0, metrics={"accuracy": value})
+        for i, value in enumerate(values)
+    )
+
+
+def test_a_target_met_before_training_is_refused() -> None:
+    measured = known.measurements(pilot=pilot(0.5, 0.8))
+    check_target(measured.task, measured)
+    easy = measured.task.replace(target=Target("accuracy", 0.4))
+    with pytest.raises(InvalidInputError, match=r"accuracy = 0.5 before any training.*\n.*--target"):
+        make_plan(easy, measured)
+    falling = measured.task.replace(target=Target("accuracy", 0.6, higher_is_better=False))
+    with pytest.raises(InvalidInputError, match="before any training"):
+        check_target(falling, measured)
+
+
+def test_the_noise_beyond_the_target_does_not_count() -> None:
+    measured = known.measurements(pilot=pilot(0.1, 0.8, 0.95, 0.96))  # gradients at 1, 2 and 4 thousand
+    lower = measured.task.replace(target=Target("accuracy", 0.8))
+    assert {s.examples_seen for s in until_target(lower, measured).gradients} == {1000}
+    never = measured.task.replace(target=Target("accuracy", 0.99))
+    assert until_target(never, measured) == measured
+    assert until_target(measured.task.replace(target=None), measured) == measured

@@ -1,0 +1,94 @@
+import re
+from pathlib import Path
+
+import pytest
+
+from records import measurements
+from rightbatch.core.errors import InvalidInputError
+from rightbatch.core.sources import SOURCES
+from rightbatch.plan.planner import make_plan
+from rightbatch.plan.questions import answer_question, find_question, questions, use_cases
+
+
+@pytest.mark.parametrize(
+    ("text", "question"),
+    [
+        ("just use the largest batch that fits?", "largest"),
+        ("Is the biggest batch size that fits in GPU memory best?", "largest"),
+        ("Larger batch = faster training", "faster"),
+        ("double lr when I double batch", "double_rate"),
+        ("Does batch size affect accuracy?", "only_speed"),
+        ("small batches generalise better", "sharp_minima"),
+        ("Gradient accumulation is slow", "accumulation_slow"),
+        ("does gradient accumulation change results?", "accumulation_differs"),
+        ("do i need warmup", "no_warmup"),
+        ("should I use the batch from the GPT paper", "paper"),
+        ("fine-tuning works same as pre-training", "fine_tuning"),
+        ("my training diverges after doubling batch", "diverges"),
+        ("rare positives large batch", "sparse"),
+    ],
+)
+def test_a_saying_is_found_in_other_words(text: str, question: str) -> None:
+    assert find_question(text).id == question
+
+
+def test_every_saying_finds_its_own_question() -> None:
+    for question in questions():
+        for said in question.said:
+            assert find_question(said).id == question.id
+
+
+@pytest.mark.parametrize("text", ["how do I bake bread", "", "batch", "???"])
+def test_a_question_about_something_else_is_refused_with_the_nearest_ones(text: str) -> None:
+    with pytest.raises(InvalidInputError, match="nearest are: "):
+        find_question(text)
+
+
+def test_every_question_has_a_known_source_and_a_claim() -> None:
+    for question in questions():
+        assert question.source in SOURCES
+        assert question.claims
+        assert all(re.fullmatch(r"C\d\d+", claim) for claim in question.claims)
+        assert question.command.startswith("rightbatch ")
+    assert len({question.id for question in questions()}) == len(questions())
+
+
+def test_the_numbers_are_those_of_the_measurements() -> None:
+    measured = measurements()
+    plan = make_plan(measured.task, measured)
+    largest = max(c.global_batch_size for c in plan.candidates if c.accumulation_steps == 1)
+    reply = answer_question("just use the largest batch that fits", measured, plan)
+    assert f"{largest:,}, is predicted to take" in str(reply.measured)
+    numbered = [question for question in questions() if question.number]
+    for question in numbered:
+        said = answer_question(question.said[0], measured, plan).measured
+        assert said is None or "digits" in said
+    assert sum(answer_question(q.said[0], measured, plan).measured is not None for q in numbered) >= 5
+
+
+def test_accumulation_is_priced_from_the_step_times() -> None:
+    measured = measurements()
+    said = str(answer_question("gradient accumulation is slow", measured, None).measured)
+    # 32 examples: 210 + 32 * 2.6 + 160 us whole, 4 * (210 + 8 * 2.6) + 160 us in four.
+    whole, split = 210 + 32 * 2.6 + 160, 4 * (210 + 8 * 2.6) + 160
+    found = float(str(re.search(r"4 x 8, ([\d.]+) x", said)[1]))  # pyright: ignore[reportOptionalSubscript]
+    assert found == pytest.approx(split / whole, rel=0.1)
+
+
+def test_without_measurements_nothing_is_said_to_be_measured() -> None:
+    assert answer_question("just use the largest batch that fits", None, None).measured is None
+
+
+def test_every_use_case_sets_options_that_exist() -> None:
+    from rightbatch.cli.advise import NOTHING
+
+    for case in use_cases().values():
+        assert set(case.implied) <= {"objective", *NOTHING.__slots__}, case.name
+        assert case.claims
+    assert len(use_cases()) == 10
+
+
+def test_claims_named_are_written_as_keys() -> None:
+    folder = Path(__file__).parents[3] / "src/rightbatch/plan"
+    for name in ("questions.toml", "use_cases.toml"):
+        assert "claims = [" in (folder / name).read_text(encoding="utf-8")

@@ -1,0 +1,81 @@
+"""Metrics for rare positives, against their definitions and against scikit-learn."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rightbatch.core.errors import InvalidInputError
+from rightbatch.sparse.metrics import average_precision, calibration, top_k_precision
+
+
+@settings(max_examples=50)
+@given(seed=st.integers(0, 10**6), levels=st.sampled_from([2, 5, 10**6]))
+def test_average_precision_is_scikit_learns_with_ties_too(seed: int, levels: int) -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    g = np.random.default_rng(seed)
+    scores = g.integers(0, levels, 60) / levels
+    positives = g.random(60) < 0.2
+    positives[:2] = True, False
+    expected = metrics.average_precision_score(positives, scores)
+    assert average_precision(scores, positives) == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_random_ranking_scores_the_share_of_positives() -> None:
+    g = np.random.default_rng(0)
+    positives = g.random(200_000) < 0.01
+    assert average_precision(g.random(200_000), positives) == pytest.approx(0.01, rel=0.1)
+    assert average_precision(np.zeros(200_000), positives) == positives.mean()
+    assert top_k_precision(np.zeros(200_000), positives) == pytest.approx(positives.mean())
+
+
+def test_top_k_takes_as_many_as_there_are() -> None:
+    scores = np.array([9, 8, 7, 7, 7, 1.0])
+    assert top_k_precision(scores, np.array([1, 0, 1, 0, 0, 0], bool)) == 0.5
+    # k = 3: 9, 8 and a third of the three 7s, one of which is right
+    assert top_k_precision(scores, np.array([1, 0, 1, 0, 0, 1], bool)) == pytest.approx(4 / 9)
+
+
+def test_calibrated_probabilities_have_no_error_and_scaled_ones_have_theirs() -> None:
+    g = np.random.default_rng(0)
+    p = g.beta(0.05, 5, 400_000)
+    positives = g.random(400_000) < p
+    right = calibration(p, positives)
+    assert right.ratio == pytest.approx(1, rel=0.05)
+    assert right.error < 5e-4
+    assert right.counts.sum() == 400_000
+    assert bool((np.diff(right.predicted) > 0).all())
+    wrong = calibration(p / 2, positives)
+    assert wrong.ratio == pytest.approx(0.5, rel=0.05)
+    assert wrong.error == pytest.approx(p.mean() / 2, rel=0.1)
+
+
+def test_the_bins_are_finest_where_the_positives_are() -> None:
+    g = np.random.default_rng(0)
+    p = g.beta(0.02, 5, 100_000)
+    positives = g.random(100_000) < p
+    bins = calibration(p, positives, num_bins=20)
+    held = bins.counts * bins.observed
+    assert held[-8:].min() > 10
+    assert held.sum() == pytest.approx(positives.sum())
+
+
+YES, NO = np.array([True, False]), np.array([False, False])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: average_precision(np.zeros(2), NO), "0 positives among 2"),
+        (lambda: average_precision(np.zeros(2), ~NO), "2 positives among 2"),
+        (lambda: top_k_precision(np.array([np.nan, 0.0]), YES), "1 scores that are nan"),
+        (lambda: average_precision(np.zeros(3), YES), r"scores \[3\] and positives \[2\]"),
+        (lambda: calibration(np.array([0.0, 1.5]), YES), r"values 0 to 1\.5"),
+        (lambda: calibration(np.array([0.0, 1.0]), YES, num_bins=1), "1 bins"),
+    ],
+)
+def test_what_has_no_metric_is_refused(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        call()
