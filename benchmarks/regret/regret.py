@@ -19,6 +19,8 @@ from pathlib import Path
 from statistics import geometric_mean, median
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 from common import save
 from rightbatch.core.samples import Measurements, StepTiming
 from rightbatch.core.store import read_record

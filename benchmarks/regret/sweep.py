@@ -29,7 +29,7 @@ from rightbatch.tasks.task import Task
 
 RESULTS = Path(__file__).parents[1] / "results" / "regret"
 BATCH_SIZES = (8, 16, 32, 64, 128, 256, 512)
-RATE_FACTORS = (0.5, 1.0, 2.0, 4.0)
+RATE_FACTORS = (0.5, 1.0, 2.0, 4.0, 8.0)
 SEEDS = (0, 1)
 EVALUATIONS = 100
 EVALUATED = 2000  # validation examples, the first ones

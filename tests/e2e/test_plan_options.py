@@ -152,3 +152,48 @@ def test_rates_are_tried_once_and_the_next_call_takes_them_up(tmp_path: Path) ->
 def test_rates_cannot_be_tried_without_a_task(saved: Path) -> None:
     called = run_cli("plan", saved, "--tune-lr")
     assert_three_parts(called, code=2, found="--tune-lr", need="a task to run", hint="name the task")
+
+
+RARE_TASK = '''
+import torch
+import rightbatch as rb
+from rightbatch import sparse
+from torch.utils.data import TensorDataset
+
+
+def whole(model, batch):
+    return sparse.cross_entropy(model(batch[0])[..., 0], batch[1])
+
+
+def positives(model, batch):
+    return sparse.cross_entropy(model(batch[0])[..., 0], batch[1], part="positives")
+
+
+def make_task():
+    torch.manual_seed(0)
+    y = (torch.rand(256, 16) < 0.03).long()
+    x = y[..., None] + torch.randn(256, 16, 4)
+    return rb.Task(
+        name="rare",
+        model=lambda: torch.nn.Linear(4, 1),
+        train_data=TensorDataset(x, y),
+        valid_data=None,
+        loss=whole,
+        positive_loss=positives,
+        recipe=rb.Recipe(optimizer="sgd", lr=0.1, batch_size=16, epochs=4),
+    )
+'''
+
+
+def test_a_task_with_rare_positives_is_told_what_an_update_sees_of_them(tmp_path: Path) -> None:
+    task = tmp_path / "rare.py"
+    task.write_text(RARE_TASK, encoding="utf-8")
+    document = run_cli("plan", task, "--time-budget", "6s", "--out", tmp_path / "out", "--json").document
+    signal = document["signal"]
+    assert 0.01 < signal["positive_fraction"] < 0.06
+    sizes = [update["batch_size"] for update in signal["updates"]]
+    assert sizes == [4, 8, 16, 32, 64, 128, 256]
+    chances = [update["probability_none"] for update in signal["updates"]]
+    assert chances == sorted(chances, reverse=True)
+    assert "of positions are positive" in run_cli("plan", tmp_path / "out").out
+    assert "Rare positives" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")

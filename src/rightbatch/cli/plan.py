@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from cyclopts import Parameter
 
 from rightbatch.cli.output import Answer, say
+from rightbatch.cli.positives import add_signal
 from rightbatch.cli.source import (
     AS_USUAL,
     Flag,
@@ -130,6 +131,9 @@ def plan(
     check_wishes(objective, limits)  # before anything is measured
     given = {"train": train, "refresh": refresh, "tune_lr": wanted.tune_lr}
     measurements, folder, loaded = _measurements(task, measuring, out, **given)
+    if loaded and loaded.positive_loss and measurements.signal is None:
+        measurements = add_signal(loaded, measurements, measuring)
+        write_record(folder / "measurements.json", measurements)
     facts = measurements.task
     if wanted.target:
         facts = facts.replace(target=parse_target(wanted.target, facts))
@@ -213,6 +217,7 @@ def _train(task: Task, plan: Plan, folder: Path, measuring: Measuring) -> Run:
 
 def _answer(plan: Plan, measurements: Measurements, folder: Path, run: Run | None) -> Answer:
     from rightbatch.report.sentences import answer_sentence, next_steps
+    from rightbatch.report.signal import signal_sentences
     from rightbatch.report.terminal import decision_table, render
 
     report = _write_report(folder)
@@ -229,6 +234,7 @@ def _answer(plan: Plan, measurements: Measurements, folder: Path, run: Run | Non
         "guards": [guard.model_dump(mode="json") for guard in plan.guards],
         "doubts": [doubt.model_dump(mode="json") for doubt in plan.doubts],
         "batch_schedule": plan.batch_schedule.model_dump(mode="json") if plan.batch_schedule else None,
+        "signal": measurements.signal.model_dump(mode="json") if measurements.signal else None,
         "run": trained.document if trained else None,
         "files": files | {"report": str(report) if report else None},
     }
@@ -239,6 +245,7 @@ def _answer(plan: Plan, measurements: Measurements, folder: Path, run: Run | Non
             render(decision_table(plan, facts.recipe)),
             *(f"Note: {note}" for note in plan.warnings),
             answer_sentence(plan, facts),
+            *(signal_sentences(measurements.signal) if measurements.signal else ()),
             *(trained.text if trained else ()),
             *(f"Next: {step}" for step in steps),
             f"Report: {report}" if report else f"Plan: {files['plan']}",

@@ -6,6 +6,7 @@ from typing import Literal
 
 from rightbatch.core.facts import Environment, TaskFacts
 from rightbatch.core.record import SCHEMA_VERSION, Record
+from rightbatch.core.signal import Signal
 
 Phase = Literal["setup", "forward", "backward", "optimizer"]
 Owner = Literal[
@@ -180,6 +181,8 @@ class Measurements(Record):
     pilot: tuple[PilotPoint, ...] = ()
     rate_tunings: tuple[RateTuning, ...] = ()
     """Learning rates that were tried at planned batch sizes."""
+    signal: Signal | None = None
+    """What updates see of rare positives; None for a task that declares none."""
     complete: tuple[str, ...] = ()
     """Stages that need no more samples: ``memory``, ``loader``, ``speed``, ``noise``."""
     notes: tuple[str, ...] = ()

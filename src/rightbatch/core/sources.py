@@ -93,8 +93,8 @@ SOURCES: dict[str, Source] = {
     ),
     "sparse_law": Source(
         "rightbatch: gradient of rare positives",
-        "docs/plan.md",
-        "expected positives, P(none) = (1 - p)^n",
+        "docs/sparse.md",
+        "expected positives, P(none) = (1 - p)^n for independent ones",
     ),
     "forgetting": Source(
         "rightbatch: distance moved in fine-tuning",

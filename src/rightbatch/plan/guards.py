@@ -76,11 +76,12 @@ def positives_per_update(of: Situation) -> Guard | None:
     expected = of.chosen.global_batch_size * share
     if expected >= FEW_POSITIVES:
         return None
-    text = f"An update sees {format_number(float(f'{expected:.3g}'))} positive targets on average, and"
-    text += (
-        f" none in {math.exp(-expected):.0%} of all updates; {FEW_POSITIVES} on average need a batch"
+    text = (
+        f"An update sees {format_number(float(f'{expected:.3g}'))} positive targets on average. If they"
     )
-    text += f" of {math.ceil(FEW_POSITIVES / share):,}, or positives drawn more often."
+    text += f" fell independently, {math.exp(-expected):.2%} of all updates would see none; where they"
+    text += f" cluster it is more. {FEW_POSITIVES} on average need a batch of"
+    text += f" {math.ceil(FEW_POSITIVES / share):,}, or positives drawn more often."
     return _guard("positives_per_update", text, "derived", "sparse_law")
 
 

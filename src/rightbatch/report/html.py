@@ -16,7 +16,7 @@ from rightbatch.core.plan import Plan
 from rightbatch.core.samples import Measurements
 from rightbatch.core.store import read_record, write_text
 from rightbatch.fit.models import Models, fit_models
-from rightbatch.report import sections, sentences, tables
+from rightbatch.report import sections, sentences, signal, tables
 from rightbatch.report.exhibits import Exhibit, collect_exhibits, shown_metric
 from rightbatch.report.history import RunHistory, read_runs
 from rightbatch.report.markup import Html, escape, join, tag
@@ -90,6 +90,7 @@ def render_report(
         style=_read("page.css"),
         body=join([
             *_answer(measurements, models, plan, runs, folder),
+            *_signal(measurements),
             *_evidence(measurements, exhibits, runs),
             *_method(measurements, models, plan),
         ]),
@@ -128,6 +129,14 @@ def _answer(
     if plan and plan.decisions:
         parts += [tag("h2", "The plan"), sections.render_decisions(plan.decisions, task.recipe)]
     return parts
+
+
+def _signal(measurements: Measurements) -> list[Html]:
+    """What updates see of rare positives, for a task that declares them."""
+    if (found := measurements.signal) is None:
+        return []
+    words = [tag("p", sentence) for sentence in signal.signal_sentences(found)]
+    return [tag("h2", "Rare positives"), *words, sections.render_table(signal.update_table(found))]
 
 
 def _evidence(

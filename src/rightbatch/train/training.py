@@ -57,8 +57,7 @@ class Training:
         self._runaway = Runaway()
         self._growth, self._plateau = BatchGrowth.of(updater.plan), Plateau.of(updater.plan)
         self.meter: Meter | None = None
-        self._saved_at = self._started = perf_counter()
-        self._paused = 0.0
+        self._saved_at = self._started = self._paused = 0.0
 
     def go_on(self, manifest: Manifest, tensors: Tensors, texts: dict[str, str]) -> None:
         """Stand where a checkpoint was made."""
@@ -69,7 +68,6 @@ class Training:
         if self.meter is not None and "meter" in texts:
             self.meter.load_state_dict(json.loads(texts["meter"]))
         self._look_ahead(manifest.updates)
-        self._started = perf_counter() - manifest.seconds
 
     def _look_ahead(self, updates: int) -> None:
         """Cut windows anew from here on, by the batch of now; ``updates`` have been made of the old."""
@@ -112,6 +110,8 @@ class Training:
         """Train to the target, the end, a request to stop or a divergence."""
         record, updater = self.record, self.updater
         validation = valid_loader(self.task, self.windows, updater.device)
+        self._saved_at = perf_counter()
+        self._started = self._saved_at - record.seconds
         for window, batches in self._updates():
             gradient = updater.accumulate(window, batches, lambda: self._signals(stop))
             if (end := self._update(window, gradient)) is not None:

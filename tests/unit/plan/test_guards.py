@@ -84,7 +84,7 @@ def test_batch_norm_speaks_of_the_group_and_not_of_the_batch() -> None:
 
 def test_positives_speak_of_the_batch_that_holds_ten() -> None:
     rare = situation(positives_per_example=0.02)  # 1.28 in 64; exp(-1.28) = 0.278
-    assert "1.28 positive targets on average, and none in 28%" in text(
+    assert "1.28 positive targets on average. If they fell independently, 27.80%" in text(
         guards.positives_per_update, rare
     )
     assert "a batch of 500" in text(guards.positives_per_update, rare)

@@ -14,10 +14,10 @@ from rightbatch.core.errors import InvalidInputError, InvalidTaskError
 from rightbatch.core.progress import Progress
 from rightbatch.core.recipe import Recipe, Target
 from rightbatch.core.signal import Signal
+from rightbatch.report.signal import comparison_table, signal_sentences, update_table
 from rightbatch.sparse.diagnose import measure_signal
 from rightbatch.sparse.losses import cross_entropy, focal_loss
 from rightbatch.sparse.priors import prior_bias_
-from rightbatch.sparse.tables import compared_rows, signal_sentences, update_rows
 from rightbatch.sparse.windows import LabelledSequences, RandomWindows
 from rightbatch.tasks.check import check_task
 from rightbatch.tasks.task import Loss, Task
@@ -150,14 +150,14 @@ def test_windows_are_counted_exactly_and_a_model_without_one_output_has_no_mass(
 
 def test_tables_say_what_each_number_rests_on() -> None:
     signal = measure_signal(task(), [8, 64], num_examples=64)
-    rows = update_rows(signal)
+    rows = update_table(signal).rows
     assert [row[0] for row in rows] == ["8", "64"]
     assert re.fullmatch(r"\d+% \(\d+% to (\d+%|open)\)", rows[0][-1])
     text = " ".join(signal_sentences(signal))
     assert "counted on 256 examples" in text
     assert "of the gradient on the outputs at initialisation (measured)" in text
-    assert compared_rows([signal])[0][0] == "rare"
-    assert compared_rows([signal])[0][4] == "-"
+    assert comparison_table([signal]).rows[0][0] == "rare"
+    assert comparison_table([signal]).rows[0][4] == "-"
     lost = signal.replace(
         batch_for_error=None,
         counts_evidence="derived",
@@ -165,8 +165,8 @@ def test_tables_say_what_each_number_rests_on() -> None:
         gradients=(signal.gradients[0].model_copy(update={"noise_scale": None}),),
         updates=(signal.updates[0].model_copy(update={"probability_none": 1e-9}),),
     )
-    assert compared_rows([lost])[0][5:] == ("not bounded", "not bounded")
-    assert update_rows(lost)[0][2] == "1e-09"
+    assert comparison_table([lost]).rows[0][5:] == ("not bounded", "not bounded")
+    assert update_table(lost).rows[0][2] == "1e-09"
     sentences = signal_sentences(lost)
     assert "exactly, from every window" in sentences[0]
     assert "lost in noise" in sentences[-1]

@@ -182,7 +182,11 @@ class Geometry:
     def unfold(self, padded: Tensor, stride: tuple[int, ...] | None = None) -> Tensor:
         """The inputs under the kernel at every output position, [N, C * K, T].
 
-        ``stride`` stands in for the layer's own. A strided view and one copy: several times faster than ``F.unfold`` on the CPU.
+        A strided view and one copy: several times faster than ``F.unfold`` on the CPU.
+
+        Args:
+            padded: [N, C, H, W].
+            stride: in place of the layer's own.
         """
         padded, stride = padded.contiguous(), stride or self.stride
         steps = padded.stride()

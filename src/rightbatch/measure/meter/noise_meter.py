@@ -133,7 +133,7 @@ class NoiseMeter:
             found = f"update(examples={examples})"
             raise InvalidInputError(found, need="at least 1 example", hint="leave it out to infer it")
         measured = self._update.armed
-        self.examples_seen += examples or self._update.examples
+        self.examples_seen += (examples or self._update.examples) * self._facts.replicas
         if measured:
             self._measure(examples, scaler, groups)
         self._note_time(measured)

@@ -9,11 +9,18 @@ def test_a_fixed_period_stays() -> None:
     assert period.updates == 3
 
 
-def test_the_first_updates_and_outliers_do_not_count() -> None:
+def test_the_first_updates_do_not_count() -> None:
+    period = Period(None)
+    for seconds, measured in ((9.0, True), (5.0, False), (1.0, False), (1.05, True)):
+        period.add(seconds, measured=measured)
+    period.follow(period.extra_share)
+    assert period.updates == 5
+
+
+def test_outliers_do_not_count() -> None:
     period = Period(None)
     for k in range(60):
-        seconds = 1.05 if k % 8 == 0 else 1.0
-        period.add(1000.0 if k < 2 or k == 30 else seconds, measured=k % 8 == 0)
+        period.add(1000.0 if k == 30 else 1.05 if k % 8 == 0 else 1.0, measured=k % 8 == 0)
         period.follow(period.extra_share)
     assert period.updates == 5
 

@@ -71,6 +71,6 @@ def test_replicas_give_what_micro_batches_of_one_process_give(
     expected = meter.samples[0]
     assert sample["source"] == "replicas"
     assert sample["num_small_batches"] == 2 * accumulate
-    assert sample["big_batch_size"] == 2 * BATCH
+    assert sample["big_batch_size"] == sample["examples_seen"] == 2 * BATCH
     assert sample["small_sq_norm"] == pytest.approx(expected.small_sq_norm, rel=1e-5)
     assert sample["big_sq_norm"] == pytest.approx(expected.big_sq_norm, rel=1e-5)

@@ -1,4 +1,4 @@
-"""The signal of rare positives as rows of text, each number with what it rests on."""
+"""The signal of rare positives in tables and words, each number with what it rests on."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ from collections.abc import Sequence
 from rightbatch.core.plan import Interval
 from rightbatch.core.signal import Signal
 from rightbatch.core.units import format_number
+from rightbatch.report.tables import Table
 
-Rows = tuple[tuple[str, ...], ...]
-
-UPDATE_COLUMNS = (
+_UPDATE_COLUMNS = (
     "batch",
     "positives per update",
     "P(none)",
     "P(none) if independent",
     "error of the positives' gradient",
 )
-COMPARED_COLUMNS = (
+_COMPARED_COLUMNS = (
     "task",
     "positives",
     "examples without",
@@ -28,9 +27,9 @@ COMPARED_COLUMNS = (
 )
 
 
-def update_rows(signal: Signal) -> Rows:
-    """One row for each batch size, under ``UPDATE_COLUMNS``."""
-    return tuple(
+def update_table(signal: Signal) -> Table:
+    """Positives in an update, and the error of their gradient, for each batch size."""
+    rows = tuple(
         (
             format_number(update.batch_size),
             f"{update.expected_positives:.3g} +- {update.positives_sd:.2g}",
@@ -40,10 +39,11 @@ def update_rows(signal: Signal) -> Rows:
         )
         for update in signal.updates
     )
+    return Table(columns=_UPDATE_COLUMNS, rows=rows)
 
 
-def compared_rows(signals: Sequence[Signal]) -> Rows:
-    """One row for each signal, under ``COMPARED_COLUMNS``: what another loss or sampling changes."""
+def comparison_table(signals: Sequence[Signal]) -> Table:
+    """One row for each signal: what another loss or another sampling changes."""
     rows: list[tuple[str, ...]] = []
     for signal in signals:
         shares = {gradient.stage: gradient.mass_share for gradient in signal.gradients}
@@ -57,7 +57,7 @@ def compared_rows(signals: Sequence[Signal]) -> Rows:
             "not bounded" if last.noise_scale is None else f"{last.noise_scale:.2g}",
             _interval(signal.batch_for_error),
         ))
-    return tuple(rows)
+    return Table(columns=_COMPARED_COLUMNS, rows=tuple(rows), words=frozenset({"task"}))
 
 
 def signal_sentences(signal: Signal) -> tuple[str, ...]:

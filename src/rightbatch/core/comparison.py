@@ -1,0 +1,103 @@
+"""What a comparison of two ways to train found out: verdict, differences, and every run behind them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from rightbatch.core.plan import Plan
+from rightbatch.core.recipe import Target
+from rightbatch.core.record import SCHEMA_VERSION, Record
+from rightbatch.core.run import Outcome
+
+Verdict = Literal["better", "equivalent", "worse", "undecided"]
+Matching = Literal["examples", "updates", "time"]
+SideName = Literal["candidate", "reference"]
+
+
+class Difference(Record):
+    """A mean of paired differences with its two-sided t interval; open where one pair is left."""
+
+    value: float
+    low: float | None
+    high: float | None
+    num_pairs: int
+
+
+class Side(Record):
+    """One of two ways to train, at the length it was given to match the other."""
+
+    name: str
+    """As the user named it, such as ``batch 256``."""
+    plan: Plan
+    rate_from: str
+    """Where its learning rate comes from, in a sentence."""
+
+
+class CompletedRun(Record):
+    """A run that came to its end, as far as the comparison needs it."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    side: SideName
+    seed: int
+    outcome: Outcome
+    message: str
+    examples: int
+    updates: int
+    seconds: float
+    """Training time, evaluation not counted."""
+    metrics: dict[str, float]
+    """On the validation data, at the end; empty where the run diverged."""
+    train_metrics: dict[str, float]
+    """On training examples, at the end, by the same weights."""
+    examples_to_target: float | None
+    """Interpolated between two evaluations; None where the run ended first, which censors it."""
+    seconds_to_target: float | None
+    sharpness: dict[str, float] | None = None
+    """Largest eigenvalue, trace and more, where they were asked for."""
+    run_dir: Path
+
+
+class ToTarget(Record):
+    """What it cost to reach the target; a run that did not reach it is counted, never dropped."""
+
+    quantity: Literal["examples", "seconds"]
+    ratio: Difference | None
+    """The candidate's over the reference's, geometric; None unless every run reached it."""
+    at_least: float | None = None
+    """Lower bound of the ratio, where only runs of the candidate are censored."""
+    at_most: float | None = None
+    """Upper bound, where only runs of the reference are."""
+
+
+class Comparison(Record):
+    """Two ways to train, compared over paired seeds; the verdict is on the metric at the end."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    task: str
+    metric: str
+    higher_is_better: bool
+    target: Target | None
+    matched_by: Matching
+    candidate: Side
+    reference: Side
+    seeds: int
+    margin: float
+    """Differences below this do not matter; fixed before the first run."""
+    level: float
+    """Of every interval here."""
+    verdict: Verdict
+    reason: str
+    """The verdict in one sentence, with its numbers."""
+    difference: Difference | None
+    """The batch-size effect: candidate less reference, in the metric's unit; None without a pair."""
+    candidate_gap: Difference | None
+    """Generalization gap of the candidate, training less validation metric, over its runs."""
+    reference_gap: Difference | None
+    reached: tuple[int, int] | None
+    """Runs of the candidate and of the reference that reached the target; None without a target."""
+    to_target: tuple[ToTarget, ...]
+    more_seeds: int | None
+    """Further seeds after which a verdict is likely; 0 where there is one, None where it is not
+    foreseeable."""
+    runs: tuple[CompletedRun, ...]

@@ -1,0 +1,1 @@
+"""Is the plan really better: paired runs, sweeps, branches and sharpness, with honest intervals."""

@@ -1,0 +1,163 @@
+"""Verdicts from paired differences: better, equivalent, worse, or not yet known.
+
+One difference per seed: candidate less reference, both from the same initial weights and the same
+order of examples. The margin, below which a difference does not matter, is fixed before any run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rightbatch.core.comparison import Difference, Verdict
+from rightbatch.core.errors import InvalidInputError
+from rightbatch.validate.student import t_quantile
+
+LEVEL = 0.95
+MOST_SEEDS = 100
+"""Further seeds beyond which no promise is made."""
+
+
+def paired_difference(differences: Sequence[float], level: float = LEVEL) -> Difference | None:
+    """Mean of differences with Student's t interval; open for one pair, None for none.
+
+    Args:
+        differences: one per seed.
+        level: two-sided.
+
+    >>> paired_difference([0.01, 0.02, 0.03]).value
+    0.02
+    """
+    n = len(differences)
+    if n == 0:
+        return None
+    mean = math.fsum(differences) / n
+    if n == 1:
+        return Difference(value=mean, low=None, high=None, num_pairs=1)
+    half = t_quantile(0.5 + level / 2, n - 1) * _sd(differences) / math.sqrt(n)
+    return Difference(value=mean, low=mean - half, high=mean + half, num_pairs=n)
+
+
+def bootstrap_interval(
+    differences: Sequence[float], rng: np.random.Generator, level: float = LEVEL, draws: int = 2000
+) -> tuple[float, float]:
+    """Percentile interval of the mean over resampled seeds; too narrow for fewer than about 20.
+
+    Args:
+        differences: one per seed.
+        rng: draws the resamples.
+        level: two-sided.
+        draws: resamples.
+    """
+    values: NDArray[np.float64] = np.asarray(differences, float)
+    means = rng.choice(values, (draws, len(values))).mean(axis=1)
+    low, high = np.quantile(means, [0.5 - level / 2, 0.5 + level / 2]).tolist()
+    return low, high
+
+
+def check_design(seeds: int, margin: float) -> None:
+    """Refuse a comparison that could not come to a verdict.
+
+    Raises:
+        InvalidInputError: fewer than two seeds, or no margin.
+    """
+    if seeds < 2:
+        need = "2 or more, whose spread tells chance from effect"
+        raise InvalidInputError(f"{seeds} seed(s)", need=need, hint="--seeds 3, or 5 for small effects")
+    if not 0 < margin < math.inf:
+        need = "a margin above 0: the smallest difference in the metric that matters to you"
+        raise InvalidInputError(f"margin = {margin:g}", need=need, hint="--margin 0.005")
+
+
+def judge(difference: Difference | None, margin: float, *, higher_is_better: bool) -> Verdict:
+    """What an interval says: equivalent where all of it is inside the margin, else its sign.
+
+    With two-sided 95 % intervals, either of better and worse comes by chance in at most 2.5 % of
+    comparisons without a difference, and equivalent in at most 2.5 % of those at the margin
+    (two one-sided tests, Schuirmann 1987).
+
+    Args:
+        difference: candidate less reference.
+        margin: in the metric's unit.
+        higher_is_better: of the metric.
+
+    >>> narrow = Difference(value=0.001, low=-0.001, high=0.003, num_pairs=3)
+    >>> judge(narrow, 0.005, higher_is_better=True)
+    'equivalent'
+    """
+    if difference is None or difference.low is None or difference.high is None:
+        return "undecided"
+    if -margin < difference.low and difference.high < margin:
+        return "equivalent"
+    if difference.low > 0:
+        return "better" if higher_is_better else "worse"
+    if difference.high < 0:
+        return "worse" if higher_is_better else "better"
+    return "undecided"
+
+
+def more_seeds(differences: Sequence[float], margin: float) -> int | None:
+    """Further seeds until a verdict, if mean and spread stay as they are; None beyond 100.
+
+    The number is where the half width falls below the distance of the mean from 0, or from the
+    nearer margin where the mean is inside. An estimate: the spread of few seeds is itself uncertain.
+
+    >>> more_seeds([0.011, 0.001, 0.009], 0.005)
+    2
+    """
+    n = len(differences)
+    if n < 2:
+        return None
+    mean, sd = abs(math.fsum(differences) / n), _sd(differences)
+    for wanted in range(n, n + MOST_SEEDS + 1):
+        half = t_quantile(0.5 + LEVEL / 2, wanted - 1) * sd / math.sqrt(wanted)
+        if half < max(mean, margin - mean):
+            return wanted - n
+    return None
+
+
+class Cost(NamedTuple):
+    """What one seed's pair of runs took to the target, or the whole run where it was missed."""
+
+    candidate: float
+    reference: float
+    candidate_reached: bool
+    reference_reached: bool
+
+
+def cost_ratio(pairs: Sequence[Cost]) -> tuple[Difference | None, float | None, float | None]:
+    """Geometric mean of paired cost ratios, or the bound that censored runs leave of it.
+
+    A run that missed its target would have taken longer than it lasted. So one-sided censoring
+    bounds the ratio from one side, and censoring on both sides leaves nothing.
+
+    Returns:
+        The ratio with its t interval on the logarithm, its lower bound, and its upper bound; at
+        most one of them.
+
+    >>> cost_ratio([Cost(10.0, 20.0, False, True)])
+    (None, 0.5, None)
+    """
+    if not pairs:
+        return None, None, None
+    logs = [math.log(pair.candidate / pair.reference) for pair in pairs]
+    ours = all(pair.candidate_reached for pair in pairs)
+    theirs = all(pair.reference_reached for pair in pairs)
+    middle = math.exp(math.fsum(logs) / len(logs))
+    if ours and theirs:
+        found = paired_difference(logs)
+        assert found is not None
+        ends = {
+            name: None if end is None else math.exp(end)
+            for name, end in (("low", found.low), ("high", found.high))
+        }
+        return found.replace(value=middle, **ends), None, None
+    return None, (middle if theirs else None), (middle if ours else None)
+
+
+def _sd(values: Sequence[float]) -> float:
+    return float(np.std(np.asarray(values, float), ddof=1))
