@@ -53,7 +53,7 @@ def case(shape: str, mean: float, spread: float, seeds: int) -> dict[str, Any]:
         found = paired_difference(values)
         verdicts[judge(found, MARGIN, higher_is_better=True)] += 1
         covered += found.low <= mean <= found.high
-        low, high = bootstrap_interval(values, rng, draws=400)
+        low, high = bootstrap_interval(values, rng, draws=200)
         bootstrap_covered += low <= mean <= high
     share = {name: verdicts[name] / COMPARISONS for name in ("better", "equivalent", "worse", "undecided")}
     return {

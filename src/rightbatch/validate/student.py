@@ -20,7 +20,7 @@ def t_cdf(t: float, degrees: int) -> float:
     theta = math.atan(t / math.sqrt(degrees))
     cos, sin = math.cos(theta), math.sin(theta)
     term, total = (1.0, 1.0) if degrees % 2 == 0 else (cos, cos)
-    for j in range(2 - degrees % 2, degrees - 2, 2):
+    for j in range(1 + degrees % 2, degrees - 2, 2):
         term *= cos * cos * j / (j + 1)
         total += term
     if degrees % 2 == 0:

@@ -92,6 +92,18 @@ def test_an_option_takes_what_the_real_step_takes(name: str, size: int) -> None:
     assert abs(fake - real) <= STEP
 
 
+def test_forms_and_kept_gradients_differ_as_they_must() -> None:
+    forms = ("foreach", "for-loop", "fused")
+    peaks = [peak(trace_memory(make(), 2, options=OPTIONS[form])) for form in forms]
+    parameters = owned(trace_memory(make(), 2), "parameters")
+    # The root of the second moment: of all parameters, of the largest ones, or inside the kernel.
+    assert peaks[0] > peaks[1] + parameters / 2 > peaks[2] + parameters / 2
+    kept, today = (
+        peak(trace_memory(make(), 256, options=OPTIONS[name])) for name in ("gradients kept", "today")
+    )
+    assert 0 < kept - today <= parameters
+
+
 @pytest.mark.parametrize("size", [2, 256])
 def test_checkpointing_takes_what_the_real_step_takes(size: int) -> None:
     options = StepOptions(checkpointing=True)
