@@ -29,7 +29,8 @@ from rightbatch.validate.statistics import (
 
 COMPARISONS = 1000
 MARGIN = 1.0
-SHAPES = ("normal", "steps", "skewed")
+STEPS = {"steps": 1 / 8, "coarse": 1 / 2}  # 1600 and 400 validation examples for a margin of 0.005
+SHAPES = ("normal", "steps", "coarse", "skewed")
 
 
 def draw(rng: np.random.Generator, shape: str, mean: float, spread: float, seeds: int) -> list[float]:
@@ -38,8 +39,8 @@ def draw(rng: np.random.Generator, shape: str, mean: float, spread: float, seeds
     else:
         noise = rng.standard_normal(seeds)
     values = mean + spread * noise
-    if shape == "steps":  # an eighth of the margin, as 1600 validation examples give for 0.005
-        values = np.round(8 * values) / 8
+    if step := STEPS.get(shape):
+        values = step * np.round(values / step)
     return values.tolist()
 
 
@@ -50,7 +51,7 @@ def case(shape: str, mean: float, spread: float, seeds: int) -> dict[str, Any]:
     covered = bootstrap_covered = 0
     for _ in range(COMPARISONS):
         values = draw(rng, shape, mean, spread, seeds)
-        found = paired_difference(values)
+        found = paired_difference(values, step=STEPS.get(shape, 0.0))
         verdicts[judge(found, MARGIN, higher_is_better=True)] += 1
         covered += found.low <= mean <= found.high
         low, high = bootstrap_interval(values, rng, draws=200)

@@ -21,7 +21,7 @@ from rightbatch.train.accumulate import accumulate
 from rightbatch.train.loop import train
 
 CASES = 30
-NUM_EXAMPLES = 25  # in updates of 6 the last of an epoch has one example, for several processes
+NUM_EXAMPLES = 26  # in updates of 6 the last of an epoch has two examples, for up to three processes
 GENERATOR = torch.Generator().manual_seed(0)
 X = torch.randn(NUM_EXAMPLES, 3, dtype=torch.float64, generator=GENERATOR)
 Y = torch.randn(NUM_EXAMPLES, 1, dtype=torch.float64, generator=GENERATOR)

@@ -135,3 +135,17 @@ def test_a_window_without_a_target_in_any_term_is_refused() -> None:
 def test_an_empty_dictionary_is_refused() -> None:
     with pytest.raises(InvalidTaskError, match="loss returned an empty dictionary; need a term"):
         accumulate(net(), lambda model, batch: {}, draw([2], [0.0], [True], seed=0))
+
+
+def test_a_term_without_a_target_in_the_whole_window_contributes_nothing() -> None:
+    def with_idle(model: nn.Module, batch: Batch) -> dict[str, Any]:
+        found = terms(model, batch)
+        return {"tokens": found["tokens"], "idle": Loss(model(batch[0]).sum(), 0)}
+
+    pieces = draw([3, 2], [0.0] * 2, [True] * 2, seed=4)
+    model = net()
+    told = accumulate(model, with_idle, pieces)
+    found = flat_gradient(model)
+    alone = accumulate(model, lambda model, batch: terms(model, batch)["tokens"], pieces)
+    torch.testing.assert_close(found, flat_gradient(model), rtol=1e-12, atol=1e-14)
+    assert told.mean == pytest.approx(alone.mean, rel=1e-12)

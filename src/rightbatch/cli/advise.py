@@ -93,9 +93,8 @@ def advise(
         raise InvalidInputError("--measurements without --ask", need="a question", hint=hint)
     case = _use_case(use_case) if use_case else None
     if case is not None:
-        implied = {"objective": objective} if objective else {}
-        implied = case.implied | implied
-        objective = implied.pop("objective", None)
+        objective = objective or case.implied.get("objective")
+        implied = {k: v for k, v in case.implied.items() if k != "objective"}
         unset = {k: v for k, v in implied.items() if getattr(known, k) == getattr(NOTHING, k)}
         known = replace(known, **unset)
     elif known == NOTHING and objective is None and sys.stdin.isatty() and not json:

@@ -60,6 +60,11 @@ VERBS = {
         "Propose a starting configuration without any code, or answer a common saying.",
         'rightbatch advise --ask "just use the largest batch that fits?"',
     ),
+    "validate": Verb(
+        "validate:validate",
+        "Compare a plan or a batch size with today's recipe over paired seeds.",
+        "rightbatch validate digits --batch 256 --seeds 3",
+    ),
     "report": Verb(
         "tables:report",
         "Rebuild report.html from the records in a folder.",

@@ -84,6 +84,8 @@ class Comparison(Record):
     seeds: int
     margin: float
     """Differences below this do not matter; fixed before the first run."""
+    metric_step: float
+    """Smallest change of the metric that its validation examples allow; 0 where it has none."""
     level: float
     """Of every interval here."""
     verdict: Verdict

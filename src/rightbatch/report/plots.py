@@ -151,7 +151,8 @@ def plot_memory(
     end = max(end, largest) if largest <= _OFF_PLOT * end else end
     grid = {max(1, round(end * i / 32)) for i in range(33)}
     corners = {b for first, *_ in model.pieces() for b in (first - 1, first) if 1 <= b <= end}
-    sizes = sorted({planned, *traced, *grid, *corners, *([largest] if 1 <= largest <= end else [])})
+    shown: set[int] = {planned, *traced, *grid, *corners, *range(largest, min(largest, end) + 1)}
+    sizes = sorted(shown - {0})
     unit, scale = next(u for u in _UNITS if model.peak_bytes(end) >= u[1])
     figure = new_figure("micro-batch size", f"peak memory, {unit}")
     parts = [model.breakdown(size) for size in sizes]

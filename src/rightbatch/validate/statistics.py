@@ -22,12 +22,16 @@ MOST_SEEDS = 100
 """Further seeds beyond which no promise is made."""
 
 
-def paired_difference(differences: Sequence[float], level: float = LEVEL) -> Difference | None:
+def paired_difference(
+    differences: Sequence[float], level: float = LEVEL, step: float = 0.0
+) -> Difference | None:
     """Mean of differences with Student's t interval; open for one pair, None for none.
 
     Args:
         differences: one per seed.
         level: two-sided.
+        step: in which the metric moves. Rounding to it hides a spread of step / sqrt(6), which a few
+            equal differences must not be taken for none.
 
     >>> paired_difference([0.01, 0.02, 0.03]).value
     0.02
@@ -38,7 +42,7 @@ def paired_difference(differences: Sequence[float], level: float = LEVEL) -> Dif
     mean = math.fsum(differences) / n
     if n == 1:
         return Difference(value=mean, low=None, high=None, num_pairs=1)
-    half = t_quantile(0.5 + level / 2, n - 1) * _sd(differences) / math.sqrt(n)
+    half = t_quantile(0.5 + level / 2, n - 1) * _spread(differences, step) / math.sqrt(n)
     return Difference(value=mean, low=mean - half, high=mean + half, num_pairs=n)
 
 
@@ -100,7 +104,7 @@ def judge(difference: Difference | None, margin: float, *, higher_is_better: boo
     return "undecided"
 
 
-def more_seeds(differences: Sequence[float], margin: float) -> int | None:
+def more_seeds(differences: Sequence[float], margin: float, step: float = 0.0) -> int | None:
     """Further seeds until a verdict, if mean and spread stay as they are; None beyond 100.
 
     The number is where the half width falls below the distance of the mean from 0, or from the
@@ -112,7 +116,7 @@ def more_seeds(differences: Sequence[float], margin: float) -> int | None:
     n = len(differences)
     if n < 2:
         return None
-    mean, sd = abs(math.fsum(differences) / n), _sd(differences)
+    mean, sd = abs(math.fsum(differences) / n), _spread(differences, step)
     for wanted in range(n, n + MOST_SEEDS + 1):
         half = t_quantile(0.5 + LEVEL / 2, wanted - 1) * sd / math.sqrt(wanted)
         if half < max(mean, margin - mean):
@@ -159,5 +163,17 @@ def cost_ratio(pairs: Sequence[Cost]) -> tuple[Difference | None, float | None, 
     return None, (middle if theirs else None), (middle if ours else None)
 
 
-def _sd(values: Sequence[float]) -> float:
-    return float(np.std(np.asarray(values, float), ddof=1))
+def metric_step(values: Sequence[float], num_examples: int) -> float:
+    """1 / examples where every value is a whole number of examples, as an accuracy is; else 0.
+
+    >>> metric_step([0.75, 0.5], 4), metric_step([0.3333], 4)
+    (0.25, 0.0)
+    """
+    counts = [value * num_examples for value in values]
+    whole = all(0 <= v <= 1 for v in values) and all(abs(c - round(c)) < 1e-3 for c in counts)
+    return 1 / num_examples if whole and num_examples else 0.0
+
+
+def _spread(values: Sequence[float], step: float) -> float:
+    """Standard deviation, and at least what the steps of both metrics hide."""
+    return max(float(np.std(np.asarray(values, float), ddof=1)), step / math.sqrt(6))

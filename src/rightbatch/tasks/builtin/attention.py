@@ -9,6 +9,8 @@ from torch import Tensor, nn
 class Transformer(nn.Module):
     """Learned positions, ``depth`` pre-norm layers and a last LayerNorm: [B, T, D] to [B, T, D]."""
 
+    mask: Tensor | None
+
     def __init__(self, width: int, depth: int, heads: int, length: int, *, causal: bool) -> None:
         super().__init__()
         self.positions = nn.Parameter(torch.zeros(length, width))

@@ -1,0 +1,217 @@
+"""From finished runs to a comparison: the batch-size effect, and apart from it each side's own gap.
+
+Two different words: the *generalization gap* of a run is its training metric less its validation
+metric; the *batch-size effect* is the validation metric of one run less that of another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from rightbatch.core.comparison import (
+    Comparison,
+    CompletedRun,
+    Difference,
+    Matching,
+    Side,
+    SideName,
+    ToTarget,
+    Verdict,
+)
+from rightbatch.core.errors import InvalidInputError
+from rightbatch.core.recipe import Target
+from rightbatch.core.run import Outcome
+from rightbatch.core.units import format_number
+from rightbatch.validate.statistics import (
+    LEVEL,
+    Cost,
+    cost_ratio,
+    judge,
+    metric_step,
+    more_seeds,
+    paired_difference,
+)
+
+
+def metric_to_judge(metrics: Sequence[str], target: Target | None) -> tuple[str, bool]:
+    """The metric that a verdict is on, and whether higher is better: the target's, or the loss.
+
+    Raises:
+        InvalidInputError: there is no target, and no metric named loss.
+    """
+    if target is not None:
+        return target.metric, target.higher_is_better
+    if "loss" in metrics:
+        return "loss", False
+    found = f"metrics {', '.join(metrics)} and no target"
+    hint = 'give the task a target: target=rb.Target("accuracy", 0.97)'
+    raise InvalidInputError(found, need="to know which one counts, and which way", hint=hint)
+
+
+def compare(
+    *,
+    task: str,
+    metric: str,
+    higher_is_better: bool,
+    target: Target | None,
+    matched_by: Matching,
+    candidate: Side,
+    reference: Side,
+    margin: float,
+    num_valid_examples: int,
+    runs: Sequence[CompletedRun],
+) -> Comparison:
+    """Judge paired runs; a run that diverged or missed its target is counted and never dropped.
+
+    Args:
+        task: its name.
+        metric: what is judged.
+        higher_is_better: of the metric.
+        target: of the runs; None leaves out what it cost to reach one.
+        matched_by: what both sides had the same of.
+        candidate: what is questioned.
+        reference: what it is held against.
+        margin: below which a difference does not matter.
+        num_valid_examples: that the metric is over, whose number bounds its resolution.
+        runs: of both sides, for the same seeds.
+    """
+    seeds = sorted({run.seed for run in runs})
+    found = {(run.side, run.seed): run for run in runs}
+    pairs = [(found["candidate", seed], found["reference", seed]) for seed in seeds]
+    whole = [(ours, theirs) for ours, theirs in pairs if ours.metrics and theirs.metrics]
+    differences = [ours.metrics[metric] - theirs.metrics[metric] for ours, theirs in whole]
+    ends = [run.metrics[metric] for run in runs if metric in run.metrics]
+    step = metric_step(ends, num_valid_examples)
+    difference = paired_difference(differences, step=step)
+    verdict, why = _despite_divergence(runs, len(seeds))
+    if why is None:
+        verdict = judge(difference, margin, higher_is_better=higher_is_better)
+        why = _sentence(verdict, difference, metric, margin, candidate.name, reference.name)
+    further = more_seeds(differences, margin, step) if len(whole) == len(pairs) else None
+    return Comparison(
+        task=task,
+        metric=metric,
+        higher_is_better=higher_is_better,
+        target=target,
+        matched_by=matched_by,
+        candidate=candidate,
+        reference=reference,
+        seeds=len(seeds),
+        margin=margin,
+        metric_step=step,
+        level=LEVEL,
+        verdict=verdict,
+        reason=why,
+        difference=difference,
+        candidate_gap=_gap(runs, "candidate", metric),
+        reference_gap=_gap(runs, "reference", metric),
+        reached=None if target is None else (_reached(runs, "candidate"), _reached(runs, "reference")),
+        to_target=() if target is None else (_to_target(pairs, "examples"), _to_target(pairs, "seconds")),
+        more_seeds=further if verdict == "undecided" else 0,
+        runs=tuple(runs),
+    )
+
+
+def _despite_divergence(runs: Sequence[CompletedRun], seeds: int) -> tuple[Verdict, str | None]:
+    """A verdict where runs diverged: a side that never trains is worse than one that always does."""
+    lost: dict[SideName, int] = {"candidate": 0, "reference": 0}
+    for run in runs:
+        lost[run.side] += run.outcome is Outcome.DIVERGED
+    ours, theirs = lost["candidate"], lost["reference"]
+    if ours == theirs == 0:
+        return "undecided", None
+    counts = f"{ours} of {seeds} runs of the candidate and {theirs} of {seeds} of the reference diverged"
+    if (ours, theirs) == (seeds, 0):
+        return "worse", f"worse: {counts}"
+    if (ours, theirs) == (0, seeds):
+        return "better", f"better: {counts}"
+    rest = "the pairs that are left are no fair sample"
+    return "undecided", f"undecided: {counts}, and {rest}; lower the learning rate, or give it warmup"
+
+
+def _sentence(
+    verdict: Verdict, found: Difference | None, metric: str, margin: float, ours: str, theirs: str
+) -> str:
+    assert found is not None and found.low is not None and found.high is not None
+    span = f"{found.value:+.4f} ({found.low:+.4f} to {found.high:+.4f})"
+    what = f"{metric} {span} for {ours} against {theirs}, over {found.num_pairs} paired seeds"
+    limit = f"the margin of {format_number(margin)}"
+    tail: dict[Verdict, str] = {
+        "better": "",
+        "worse": "",
+        "equivalent": f": any difference is below {limit}",
+        "undecided": f": neither a difference nor its absence within {limit} is shown",
+    }
+    return f"{verdict}: {what}{tail[verdict]}"
+
+
+def _gap(runs: Sequence[CompletedRun], side: SideName, metric: str) -> Difference | None:
+    return paired_difference([
+        run.train_metrics[metric] - run.metrics[metric]
+        for run in runs
+        if run.side == side and metric in run.metrics and metric in run.train_metrics
+    ])
+
+
+def _reached(runs: Sequence[CompletedRun], side: SideName) -> int:
+    return sum(run.side == side and run.examples_to_target is not None for run in runs)
+
+
+def _to_target(
+    pairs: Sequence[tuple[CompletedRun, CompletedRun]], quantity: Literal["examples", "seconds"]
+) -> ToTarget:
+    """A run that missed the target counts with its whole length, as a bound."""
+
+    def cost(run: CompletedRun) -> tuple[float, bool]:
+        reached = run.examples_to_target if quantity == "examples" else run.seconds_to_target
+        whole = float(run.examples) if quantity == "examples" else run.seconds
+        return (whole, False) if reached is None else (reached, True)
+
+    costs = [Cost(*((a := cost(ours))[0], (b := cost(theirs))[0], a[1], b[1])) for ours, theirs in pairs]
+    ratio, at_least, at_most = cost_ratio(costs)
+    return ToTarget(quantity=quantity, ratio=ratio, at_least=at_least, at_most=at_most)
+
+
+def comparison_lines(comparison: Comparison) -> list[str]:
+    """What the comparison says beside its verdict, a sentence a line."""
+    metric = comparison.metric
+    lines = [f"Matched by {comparison.matched_by}. Intervals are {comparison.level:.0%}, paired by seed."]
+    for name, gap in (("candidate", comparison.candidate_gap), ("reference", comparison.reference_gap)):
+        if gap is not None:
+            lines.append(f"Generalization gap of the {name}: training less validation {metric} {_span(gap)}.")
+    if comparison.reached is not None:
+        ours, theirs = comparison.reached
+        n = comparison.seeds
+        lines.append(f"Target {comparison.target}: candidate {ours} of {n}, reference {theirs} of {n} runs.")
+    for cost in comparison.to_target:
+        lines.append(f"{cost.quantity.capitalize()} to the target, candidate over reference: {_cost(cost)}.")
+    if comparison.verdict == "undecided" and comparison.more_seeds:
+        more = comparison.more_seeds
+        total = comparison.seeds + more
+        lines.append(
+            f"At this spread about {more} more seed(s) would decide: --seeds {total}. Adding seeds"
+            " because a verdict is missing makes chance verdicts likelier than the level says."
+        )
+    elif comparison.verdict == "undecided":
+        lines.append("No number of seeds up to 100 more is foreseen to decide it at this spread.")
+    return lines
+
+
+def _span(found: Difference) -> str:
+    if found.low is None or found.high is None:
+        return f"{found.value:+.4f}"
+    return f"{found.value:+.4f} ({found.low:+.4f} to {found.high:+.4f})"
+
+
+def _cost(cost: ToTarget) -> str:
+    if cost.ratio is not None:
+        ends = cost.ratio
+        span = f" ({ends.low:.2f} to {ends.high:.2f})" if ends.low and ends.high else ""
+        return f"{ends.value:.2f}{span}"
+    if cost.at_least is not None:
+        return f"at least {cost.at_least:.2f}; runs of the candidate ended before the target"
+    if cost.at_most is not None:
+        return f"at most {cost.at_most:.2f}; runs of the reference ended before the target"
+    return "not known; runs of both sides ended before the target"
+

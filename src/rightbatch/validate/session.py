@@ -1,0 +1,239 @@
+"""A comparison from question to verdict: sides, lengths, rates, paired runs, and what they show."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+from rightbatch.core.comparison import Comparison, CompletedRun, Matching, Side
+from rightbatch.core.errors import InvalidInputError, InvalidTaskError, MeasurementError
+from rightbatch.core.facts import TaskFacts
+from rightbatch.core.plan import Plan
+from rightbatch.core.progress import OnProgress
+from rightbatch.core.recipe import Target
+from rightbatch.core.record import SCHEMA_VERSION, Record
+from rightbatch.core.store import write_record
+from rightbatch.core.units import format_number
+from rightbatch.fit.rate_choice import choose_rate
+from rightbatch.measure.budget import Budget
+from rightbatch.measure.rates import measure_rates
+from rightbatch.tasks.build import build_model, join, to_device
+from rightbatch.tasks.check import check_task, evaluate
+from rightbatch.tasks.task import Task
+from rightbatch.train.check import check_plan
+from rightbatch.train.loop import train
+from rightbatch.validate.compare import compare, metric_to_judge
+from rightbatch.validate.ledger import finished, same_question, sole_owner
+from rightbatch.validate.pairs import Inspect, Study, run_pairs
+from rightbatch.validate.sides import (
+    batch_side,
+    count_updates,
+    plan_side,
+    recipe_side,
+    with_examples,
+    with_target_out_of_reach,
+    with_updates,
+)
+from rightbatch.validate.statistics import check_design
+
+COMPARISON, QUESTION, SIDES = "comparison.json", "question.json", "sides.json"
+_TIMED_SECONDS = 1.0
+"""How long a run must be at least for its pace to be taken."""
+_TUNING_SEED = 1_000_000  # no seed of the comparison
+
+
+class Question(Record):
+    """What was asked before the first run; only more seeds may be asked for later."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    task: str
+    fingerprint: str
+    """Of the task, its recipe and the size of its data."""
+    candidate: Side
+    reference: Side
+    matched_by: Matching
+    seeds: int
+    margin: float
+    tune_seconds: float | None
+    sharpness: bool
+    device: str
+
+
+class Sides(Record):
+    """Both sides with the lengths and rates that they were given; measured once, then kept."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    candidate: Side
+    reference: Side
+
+
+def validate(
+    task: Task,
+    plan: Plan | int,
+    *,
+    out: Path | str,
+    against: Plan | int | None = None,
+    seeds: int = 3,
+    margin: float = 0.005,
+    matched_by: Matching = "examples",
+    tune_seconds: float | None = None,
+    sharpness: bool = False,
+    device: str = "cpu",
+    on_progress: OnProgress | None = None,
+) -> Comparison:
+    """Train both sides over paired seeds and judge the metric at the end; a second call goes on.
+
+    Args:
+        task: what ``load_task`` gave.
+        plan: what is questioned: a plan, or a batch size to which the recipe is moved by rule.
+        out: folder of the comparison.
+        against: what it is held against: a plan, a batch size, or None for today's recipe.
+        seeds: pairs of runs.
+        margin: smallest difference in the metric that matters.
+        matched_by: what the candidate gets as much of as the reference.
+        tune_seconds: time for each side to try learning rates around its own; None tries none.
+        sharpness: measure the curvature at the end of each run.
+        device: as torch names it.
+        on_progress: called while the runs go on.
+
+    Raises:
+        InvalidInputError: a design that cannot decide, a plan of another task, or a folder that was
+            begun with another question.
+        InvalidTaskError: the task has no validation data.
+        StudyStoppedError: stopped from outside; what was run is kept.
+    """
+    check_design(seeds, margin)
+    if task.valid_data is None:
+        found, hint = "no valid_data", "give the task validation data"
+        raise InvalidTaskError(found, need="data that no run has trained on", hint=hint)
+    facts, folder = check_task(task, device), Path(out)
+    candidate, reference = _side(plan, facts, "the plan"), _side(against, facts, "the other plan")
+    for side in (candidate, reference):
+        check_plan(task, side.plan)
+    target = candidate.plan.target or task.target
+    metric, higher_is_better = metric_to_judge(_metrics(task, device), target)
+    asked = Question(
+        task=task.name,
+        fingerprint=facts.fingerprint,
+        candidate=candidate,
+        reference=reference,
+        matched_by=matched_by,
+        seeds=seeds,
+        margin=margin,
+        tune_seconds=tune_seconds,
+        sharpness=sharpness,
+        device=device,
+    )
+    with sole_owner(folder):
+        same_question(folder / QUESTION, asked, frozenset({"seeds"}))
+        sides = finished(folder / SIDES, Sides)
+        if sides is None:
+            sides = _match(task, facts, asked)
+            write_record(folder / SIDES, sides)
+        study = Study(
+            task=task,
+            candidate=check_plan(task, sides.candidate.plan),
+            reference=check_plan(task, sides.reference.plan),
+            target=target,
+            seeds=seeds,
+            device=device,
+            folder=folder,
+            inspect=_inspection(task, device) if sharpness else None,
+            on_progress=on_progress,
+        )
+        runs: list[CompletedRun] = [*run_pairs(study)]
+        comparison = compare(
+            task=task.name,
+            metric=metric,
+            higher_is_better=higher_is_better,
+            target=target,
+            matched_by=matched_by,
+            candidate=sides.candidate,
+            reference=sides.reference,
+            margin=margin,
+            num_valid_examples=task.num_valid_examples,
+            runs=runs,
+        )
+        write_record(folder / COMPARISON, comparison)
+    return comparison
+
+
+def _side(given: Plan | int | None, facts: TaskFacts, name: str) -> Side:
+    if given is None:
+        return recipe_side(facts.name, facts.recipe)
+    if isinstance(given, Plan):
+        return plan_side(given, f"{name} (batch {given.global_batch_size})")
+    return batch_side(facts, given)
+
+
+def _metrics(task: Task, device: str) -> list[str]:
+    """Names of what evaluation returns, seen on two examples and fresh weights."""
+    data = task.valid_data
+    batch = join(task, [data[i] for i in range(min(2, task.num_valid_examples))])  # type: ignore[index]
+    return [*evaluate(task, build_model(task, device), [to_device(batch, device)], device)]
+
+
+def _match(task: Task, facts: TaskFacts, asked: Question) -> Sides:
+    """Give the candidate as much as the reference has, and tune both rates with equal effort."""
+    candidate, reference = asked.candidate, asked.reference
+    if asked.matched_by == "examples":
+        plan = with_examples(candidate.plan, facts, reference.plan)
+    else:
+        updates = count_updates(reference.plan, facts)
+        if asked.matched_by == "time":
+            pace = _update_seconds(task, reference.plan, asked.device)
+            ours = _update_seconds(task, candidate.plan, asked.device)
+            updates = max(1, round(updates * pace / ours))
+        plan = with_updates(candidate.plan, facts, updates)
+    candidate = candidate.replace(plan=plan)
+    if asked.tune_seconds is not None:
+        candidate = _tuned(task, candidate, asked.tune_seconds, asked.device)
+        reference = _tuned(task, reference, asked.tune_seconds, asked.device)
+    return Sides(candidate=candidate, reference=reference)
+
+
+def _update_seconds(task: Task, plan: Plan, device: str) -> float:
+    """Seconds per update of the training loop, from a run that is long enough to tell.
+
+    Raises:
+        InvalidInputError: the batch changes on the way.
+        MeasurementError: the run diverged before it could be timed.
+    """
+    if plan.batch_schedule is not None:
+        found, hint = "a batch schedule matched by time", "--matched-by examples"
+        raise InvalidInputError(found, need="a batch that stays", hint=hint)
+    plan = with_target_out_of_reach(plan, plan.target or task.target)
+    updates = 8
+    while True:
+        with tempfile.TemporaryDirectory() as folder:
+            run = train(task, plan, folder, _TUNING_SEED, updates, device=device)
+        if run.outcome == "diverged":
+            hint = "lower its learning rate, or match by examples"
+            raise MeasurementError(f"timing: {run.message}", need="a side that trains", hint=hint)
+        if run.seconds >= _TIMED_SECONDS or run.updates < updates:
+            return run.seconds / run.updates
+        updates *= 4
+
+
+def _tuned(task: Task, side: Side, seconds: float, device: str) -> Side:
+    """Try rates around a side's in short branches; its weight decay stays."""
+    tuning = None
+    budget = Budget(seconds=seconds)
+    plan = check_plan(task, side.plan)
+    for tuning in measure_rates(task, plan, device=device, seed=_TUNING_SEED, budget=budget):
+        pass
+    assert tuning is not None
+    choice = choose_rate(tuning)
+    tried = ", ".join(format_number(trial.learning_rate) for trial in tuning.trials)
+    found = "the best of" if choice.decided else "not shown to be beaten among"
+    return side.replace(
+        plan=side.plan.replace(learning_rate=choice.rate),
+        rate_from=f"{found} {tried} in short branches; first {side.rate_from}",
+    )
+
+
+def _inspection(task: Task, device: str) -> Inspect:
+    from rightbatch.validate.sharpness import inspect_sharpness
+
+    return lambda model: inspect_sharpness(task, model, device=device)

@@ -1,0 +1,111 @@
+"""The two ways to train that are compared, and how long each trains so that the comparison is fair."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from rightbatch.core.comparison import Side
+from rightbatch.core.errors import InvalidInputError
+from rightbatch.core.facts import TaskFacts
+from rightbatch.core.plan import Plan
+from rightbatch.core.recipe import Recipe, Target
+from rightbatch.core.units import format_number
+from rightbatch.plan.scaling import Move, move_constants, with_defaults
+
+
+def plan_side(plan: Plan, name: str) -> Side:
+    """A plan as it stands; its length is matched later."""
+    return Side(name=name, plan=plan, rate_from="the plan's own learning rate")
+
+
+def recipe_side(task_name: str, recipe: Recipe) -> Side:
+    """Today's recipe as it stands."""
+    plan = Plan.from_recipe(recipe, task_name)
+    return Side(name="today's recipe", plan=plan, rate_from="the recipe's own learning rate")
+
+
+def batch_side(facts: TaskFacts, batch_size: int) -> Side:
+    """Today's recipe at another batch size, every constant moved by the rules of `rightbatch scale`.
+
+    Raises:
+        InvalidInputError: the batch is larger than the data, or smaller than one example.
+    """
+    if not 1 <= batch_size <= facts.num_train_examples:
+        found = f"batch {batch_size} with {facts.num_train_examples:,} training examples"
+        raise InvalidInputError(found, need="a batch no larger than the data", hint="choose another")
+    recipe = facts.recipe
+    ratio = batch_size / recipe.batch_size
+    if ratio == 1:
+        return recipe_side(facts.name, recipe)
+    move = Move(
+        ratio=ratio, family=facts.optimizer_family, optimizer_class=facts.optimizer_class
+    )
+    decisions = [*move_constants(with_defaults(recipe, facts.optimizer_class), recipe.lr, move)]
+    values = {decision.name: decision.value for decision in decisions}
+    rate = decisions[0]
+    changes: dict[str, Any] = {
+        name: values[name] for name in ("learning_rate", "eps", "weight_decay", "ema_decay") if name in values
+    }
+    if "beta1" in values:
+        changes["betas"] = (values["beta1"], values["beta2"])
+    plan = Plan.from_recipe(recipe, facts.name, global_batch_size=batch_size, **changes)
+    rule = f"{rate.rule} [{rate.source}]: {rate.reason}"
+    return Side(name=f"batch {batch_size}", plan=plan, rate_from=rule)
+
+
+def with_examples(plan: Plan, facts: TaskFacts, like: Plan) -> Plan:
+    """A plan that processes as many examples as another does in all, with its schedule stretched."""
+    total = like.total_examples(like.global_batch_size, facts.num_train_examples)
+    scaled = _scaled_schedule(plan, facts, total)
+    return scaled.replace(epochs=total / facts.num_train_examples, steps=None)
+
+
+def with_updates(plan: Plan, facts: TaskFacts, updates: int) -> Plan:
+    """A plan that makes so many updates, with its schedule stretched over them."""
+    counted = plan.replace(epochs=None, steps=updates)
+    total = counted.total_examples(plan.global_batch_size, facts.num_train_examples)
+    return _scaled_schedule(plan, facts, total).replace(epochs=None, steps=updates)
+
+
+def count_updates(plan: Plan, facts: TaskFacts) -> int:
+    """Updates of a plan's whole run, each epoch's last one being short.
+
+    Raises:
+        InvalidInputError: the batch grows on the way, so that updates say little.
+    """
+    if plan.steps is not None:
+        return plan.steps
+    if plan.batch_schedule is not None:
+        found, hint = "a batch schedule matched by updates", "--matched-by examples"
+        raise InvalidInputError(found, need="a batch that stays", hint=hint)
+    num, batch = facts.num_train_examples, plan.global_batch_size
+    epochs, rest = divmod(plan.total_examples(batch, num), num)
+    return epochs * math.ceil(num / batch) + math.ceil(rest / batch)
+
+
+def with_target_out_of_reach(plan: Plan, target: Target | None) -> Plan:
+    """A plan that trains to its end: the metric is still judged, but nothing stops the run early."""
+    if target is None:
+        return plan.replace(target=None)
+    never = 1e300 if target.higher_is_better else -1e300
+    return plan.replace(target=target.replace(value=never))
+
+
+def _scaled_schedule(plan: Plan, facts: TaskFacts, total: int) -> Plan:
+    """Keep warmup and milestones of the rate at the same share of the run."""
+    ratio = total / plan.total_examples(plan.global_batch_size, facts.num_train_examples)
+    if ratio == 1:
+        return plan
+    changes: dict[str, Any] = {"warmup_examples": round(plan.warmup_examples * ratio)}
+    if plan.decay_at is not None:
+        changes["decay_at"] = tuple(max(1, round(at * ratio)) for at in plan.decay_at)
+    return plan.replace(**changes)
+
+
+def side_text(side: Side) -> str:
+    """One line on what a side is."""
+    plan = side.plan
+    length = f"{plan.steps:,} updates" if plan.steps else f"{format_number(plan.epochs or 0)} epochs"
+    rate = format_number(plan.learning_rate)
+    return f"{side.name}: global {plan.global_batch_size} = {plan.split}, rate {rate}, {length}"
