@@ -21,7 +21,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import numpy as np
+
 from common import save
+from rightbatch.core.plan import Plan
 from rightbatch.core.samples import Measurements, StepTiming
 from rightbatch.core.store import read_record
 from rightbatch.fit.models import fit_models
@@ -68,9 +71,10 @@ def nearest(sizes: list[int], wanted: float) -> int:
     return min(sizes, key=lambda size: abs(math.log(size / wanted)))
 
 
-def choices(measurements: Measurements, overhead: float, sizes: list[int]) -> dict[str, int]:
+def choices(
+    measurements: Measurements, plan: Plan, overhead: float, sizes: list[int]
+) -> dict[str, int]:
     """The batch of each strategy, at the nearest size of the sweep."""
-    plan = make_plan(measurements.task, measurements, "time")
     plain = average_over_training(noise_over_training(measurements.gradients, preconditioned=False))
     noise = plain.noise_scale or plain.low
     models = fit_models(measurements)
@@ -101,11 +105,23 @@ def study(name: str) -> dict[str, Any]:
     sizes = sorted(steps)
     measurements = read_record(RESULTS / name / "measurements.json", Measurements)
     rows: list[dict[str, Any]] = []
+    stated: list[dict[str, Any]] = []
     for overhead in RATIOS:
         best = {b: min(steps[b].values()) * (overhead + b) for b in sizes}
         ruled = {b: steps[b].get(1.0, math.inf) * (overhead + b) for b in sizes}
         fastest = min(best.values())
-        for strategy, size in choices(with_seconds(measurements, overhead), overhead, sizes).items():
+        seen = with_seconds(measurements, overhead)
+        plan = make_plan(seen.task, seen, "time")
+        today = nearest(sizes, seen.task.recipe.batch_size)
+        planned = nearest(sizes, plan.global_batch_size)
+        if planned != today and plan.predicted:
+            stated.append({
+                "overhead": overhead,
+                "probability_better": plan.predicted.probability_better,
+                "predicted_ratio": plan.predicted.seconds_to_target_ratio.model_dump(),
+                "ratio": best[planned] / best[today],
+            })
+        for strategy, size in choices(seen, plan, overhead, sizes).items():
             rows.append({
                 "overhead": overhead,
                 "strategy": strategy,
@@ -114,7 +130,26 @@ def study(name: str) -> dict[str, Any]:
                 "regret_rate_by_rule": ruled[size] / fastest,
                 "best_batch_size": min(best, key=best.__getitem__),
             })
-    return {"task": name, "updates": {str(b): steps[b] for b in sizes}, "rows": rows}
+    return {
+        "task": name,
+        "updates": {str(b): steps[b] for b in sizes},
+        "rate_exponent": rate_exponent(name, steps),
+        "stated": stated,
+        "rows": rows,
+    }
+
+
+def rate_exponent(name: str, steps: Steps) -> dict[str, float]:
+    """Slope of the best rate against the batch size, both in logarithms, with its standard error."""
+    rates = {
+        (run["batch_size"], run["factor"]): run["rate"]
+        for run in map(json.loads, (RESULTS / f"{name}.jsonl").read_text().splitlines())
+    }
+    best = {b: min(found, key=found.__getitem__) for b, found in steps.items()}
+    x = np.log([float(b) for b in best])
+    y = np.log([rates[b, factor] for b, factor in best.items()])
+    (slope, _), covariance = np.polyfit(x, y, 1, cov=True)
+    return {"value": float(slope), "standard_error": float(covariance[0, 0] ** 0.5), "n": len(best)}
 
 
 def summary(studies: list[dict[str, Any]]) -> dict[str, Any]:
@@ -133,9 +168,28 @@ def summary(studies: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def calibration(studies: list[dict[str, Any]]) -> dict[str, Any]:
+    """Stated probabilities to beat today's recipe against how often it was, rates tuned on both."""
+    stated = [one for found in studies for one in found["stated"]]
+    better = [one["ratio"] < 1 for one in stated]
+    inside = [
+        (one["predicted_ratio"]["low"] or 0)
+        <= one["ratio"]
+        <= (one["predicted_ratio"]["high"] or math.inf)
+        for one in stated
+    ]
+    return {
+        "n": len(stated),
+        "mean_probability": float(np.mean([one["probability_better"] for one in stated])),
+        "share_better": float(np.mean(better)),
+        "share_inside_90_interval": float(np.mean(inside)),
+    }
+
+
 def main() -> None:
     studies = [study(name) for name in sys.argv[1:] or ["digits", "digits-cnn"]]
-    save("regret", {"summary": summary(studies), "studies": studies})
+    found = {"summary": summary(studies), "calibration": calibration(studies)}
+    save("regret", found | {"studies": studies})
 
 
 if __name__ == "__main__":

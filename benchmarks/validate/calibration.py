@@ -18,7 +18,6 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import save
-
 from rightbatch.validate.statistics import (
     LEVEL,
     bootstrap_interval,
@@ -34,10 +33,8 @@ SHAPES = ("normal", "steps", "coarse", "skewed")
 
 
 def draw(rng: np.random.Generator, shape: str, mean: float, spread: float, seeds: int) -> list[float]:
-    if shape == "skewed":  # a shifted exponential: rare bad seeds
-        noise = 1 - rng.exponential(size=seeds)
-    else:
-        noise = rng.standard_normal(seeds)
+    skewed = shape == "skewed"  # a shifted exponential: rare bad seeds
+    noise = 1 - rng.exponential(size=seeds) if skewed else rng.standard_normal(seeds)
     values = mean + spread * noise
     if step := STEPS.get(shape):
         values = step * np.round(values / step)
@@ -56,7 +53,9 @@ def case(shape: str, mean: float, spread: float, seeds: int) -> dict[str, Any]:
         covered += found.low <= mean <= found.high
         low, high = bootstrap_interval(values, rng, draws=200)
         bootstrap_covered += low <= mean <= high
-    share = {name: verdicts[name] / COMPARISONS for name in ("better", "equivalent", "worse", "undecided")}
+    share = {
+        name: verdicts[name] / COMPARISONS for name in ("better", "equivalent", "worse", "undecided")
+    }
     return {
         "shape": shape,
         "true_difference": mean,

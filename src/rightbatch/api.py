@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
 
 from rightbatch.core.errors import InvalidInputError
+from rightbatch.core.recipe import Precision
 from rightbatch.fit.memory_model import MemoryModel, fit_memory_model
 from rightbatch.fit.noise_scale import NoiseScale
 from rightbatch.fit.speed_model import SpeedModel, fit_speed
@@ -20,7 +20,7 @@ from rightbatch.tasks.task import Task
 def fit_memory(
     task: Task,
     device: str = "cpu",
-    precision: Literal["fp32", "bf16"] | None = None,
+    precision: Precision | None = None,
     checkpointing: bool = False,
 ) -> MemoryModel:
     """Predict the peak memory of today's recipe at any micro-batch size, from traces of a few.

@@ -83,7 +83,7 @@ VERBS = {
 }
 
 _ABOUT = "Which batch size, split how, with which learning rate, and how sure are we?"
-_CODES = "Exit codes: 0 done, 1 a finding or undecided, 2 bad input, 3 nothing fits, 130 interrupted."
+_CODES = "Exit codes: 0 done, 1 a finding or undecided, 2 bad input, 3 nothing fits,\n130 interrupted, 143 terminated."
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -40,7 +40,8 @@ def train_bar() -> Generator[Callable[[TrainProgress], None] | None]:
             if progress.metrics is not None:
                 metrics = "".join(f", {name} {value:.4g}" for name, value in progress.metrics.items())
             speed = format_number(round(progress.examples / max(progress.seconds, 1e-9)))
-            message = f"loss {progress.loss:.4g}{metrics}, {speed} examples/s"
+            step = f"batch {progress.batch_size:,}, rate {progress.learning_rate:.3g}"
+            message = f"loss {progress.loss:.4g}{metrics}, {step}, {speed} examples/s"
             draw(progress.examples / progress.total_examples, message, progress.seconds_left)
 
         yield show if draw else None

@@ -14,6 +14,8 @@ from rightbatch.core.plan import Plan
 from rightbatch.core.units import format_seconds, parse_seconds
 from rightbatch.report.tables import Table
 from rightbatch.report.terminal import render
+from rightbatch.validate.compare import comparison_lines, sharpness_lines
+from rightbatch.validate.sides import side_text
 
 
 def validate(  # noqa: PLR0913 - each its own
@@ -49,6 +51,9 @@ def validate(  # noqa: PLR0913 - each its own
         device: Where to train, as torch names it: cpu, cuda, cuda:1.
         out: Folder for comparison.json and the runs; rightbatch-NAME/validate if not given.
         json: Print one JSON document on stdout.
+
+    Raises:
+        InvalidInputError: both of --plan and --batch are given, or neither.
     """
     if (plan is None) == (batch is None):
         found = "--plan and --batch together" if plan else "neither --plan nor --batch"
@@ -101,9 +106,6 @@ def _given(text: str) -> Plan | int | None:
 
 
 def _answer(comparison: Comparison, path: Path) -> Answer:
-    from rightbatch.validate.compare import comparison_lines
-    from rightbatch.validate.sides import side_text
-
     undecided = comparison.verdict == "undecided"
     document = comparison.model_dump(mode="json") | {"files": {"comparison": str(path)}}
     return Answer(
@@ -114,6 +116,7 @@ def _answer(comparison: Comparison, path: Path) -> Answer:
             f"Reference: {side_text(comparison.reference)}.",
             render(runs_table(comparison)),
             *comparison_lines(comparison),
+            *sharpness_lines(comparison),
             f"Saved: {path}",
         ),
         exit_code=EXIT_FINDING if undecided else EXIT_DONE,

@@ -110,6 +110,11 @@ def _reason(decision: Decision | None, name: str) -> str:
             "objective": "what the planner minimised",
             "target": "asked for instead of the task's own",
             "batch_schedule": "how the batch grows to global_batch_size",
+            "batch_norm": "over one micro-batch; or sync, ghost, group",
+            "ghost_batch_size": "examples that ghost BatchNorm normalises together",
+            "decay_at": "examples after which a step schedule lowers the rate",
+            "decay_factor": "by which a step or plateau schedule lowers the rate",
+            "patience": "evaluations without a better metric before a plateau lowers the rate",
             "warmup_start": "share of the learning rate at which warmup begins",
         }
         return reasons.get(name, "assumed: kept as in the recipe")

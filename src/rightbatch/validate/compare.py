@@ -33,6 +33,14 @@ from rightbatch.validate.statistics import (
     paired_difference,
 )
 
+SHARPNESS_CAVEATS = (
+    "Sharpness describes a solution; it does not explain a difference in accuracy.",
+    "It changes when weights are rescaled and the function is not (Dinh et al. 2017, arXiv:1703.04933),"
+    " and the learning rate moves it, too.",
+    "Over modern networks it does not consistently follow the test error (Andriushchenko et al. 2023,"
+    " arXiv:2302.07011).",
+)
+
 
 def metric_to_judge(metrics: Sequence[str], target: Target | None) -> tuple[str, bool]:
     """The metric that a verdict is on, and whether higher is better: the target's, or the loss.
@@ -49,7 +57,7 @@ def metric_to_judge(metrics: Sequence[str], target: Target | None) -> tuple[str,
     raise InvalidInputError(found, need="to know which one counts, and which way", hint=hint)
 
 
-def compare(
+def compare(  # noqa: PLR0913 - the fields of what comes out
     *,
     task: str,
     metric: str,
@@ -107,7 +115,9 @@ def compare(
         candidate_gap=_gap(runs, "candidate", metric),
         reference_gap=_gap(runs, "reference", metric),
         reached=None if target is None else (_reached(runs, "candidate"), _reached(runs, "reference")),
-        to_target=() if target is None else (_to_target(pairs, "examples"), _to_target(pairs, "seconds")),
+        to_target=()
+        if target is None
+        else (_to_target(pairs, "examples"), _to_target(pairs, "seconds")),
         more_seeds=further if verdict == "undecided" else 0,
         runs=tuple(runs),
     )
@@ -121,7 +131,9 @@ def _despite_divergence(runs: Sequence[CompletedRun], seeds: int) -> tuple[Verdi
     ours, theirs = lost["candidate"], lost["reference"]
     if ours == theirs == 0:
         return "undecided", None
-    counts = f"{ours} of {seeds} runs of the candidate and {theirs} of {seeds} of the reference diverged"
+    counts = (
+        f"{ours} of {seeds} runs of the candidate and {theirs} of {seeds} of the reference diverged"
+    )
     if (ours, theirs) == (seeds, 0):
         return "worse", f"worse: {counts}"
     if (ours, theirs) == (0, seeds):
@@ -133,7 +145,9 @@ def _despite_divergence(runs: Sequence[CompletedRun], seeds: int) -> tuple[Verdi
 def _sentence(
     verdict: Verdict, found: Difference | None, metric: str, margin: float, ours: str, theirs: str
 ) -> str:
-    assert found is not None and found.low is not None and found.high is not None
+    assert found is not None
+    assert found.low is not None
+    assert found.high is not None
     span = f"{found.value:+.4f} ({found.low:+.4f} to {found.high:+.4f})"
     what = f"{metric} {span} for {ours} against {theirs}, over {found.num_pairs} paired seeds"
     limit = f"the margin of {format_number(margin)}"
@@ -168,7 +182,9 @@ def _to_target(
         whole = float(run.examples) if quantity == "examples" else run.seconds
         return (whole, False) if reached is None else (reached, True)
 
-    costs = [Cost(*((a := cost(ours))[0], (b := cost(theirs))[0], a[1], b[1])) for ours, theirs in pairs]
+    costs = [
+        Cost(*((a := cost(ours))[0], (b := cost(theirs))[0], a[1], b[1])) for ours, theirs in pairs
+    ]
     ratio, at_least, at_most = cost_ratio(costs)
     return ToTarget(quantity=quantity, ratio=ratio, at_least=at_least, at_most=at_most)
 
@@ -176,16 +192,24 @@ def _to_target(
 def comparison_lines(comparison: Comparison) -> list[str]:
     """What the comparison says beside its verdict, a sentence a line."""
     metric = comparison.metric
-    lines = [f"Matched by {comparison.matched_by}. Intervals are {comparison.level:.0%}, paired by seed."]
+    lines = [
+        f"Matched by {comparison.matched_by}. Intervals are {comparison.level:.0%}, paired by seed."
+    ]
     for name, gap in (("candidate", comparison.candidate_gap), ("reference", comparison.reference_gap)):
         if gap is not None:
-            lines.append(f"Generalization gap of the {name}: training less validation {metric} {_span(gap)}.")
+            lines.append(
+                f"Generalization gap of the {name}: training less validation {metric} {_span(gap)}."
+            )
     if comparison.reached is not None:
         ours, theirs = comparison.reached
         n = comparison.seeds
-        lines.append(f"Target {comparison.target}: candidate {ours} of {n}, reference {theirs} of {n} runs.")
+        lines.append(
+            f"Target {comparison.target}: candidate {ours} of {n}, reference {theirs} of {n} runs."
+        )
     for cost in comparison.to_target:
-        lines.append(f"{cost.quantity.capitalize()} to the target, candidate over reference: {_cost(cost)}.")
+        lines.append(
+            f"{cost.quantity.capitalize()} to the target, candidate over reference: {_cost(cost)}."
+        )
     if comparison.verdict == "undecided" and comparison.more_seeds:
         more = comparison.more_seeds
         total = comparison.seeds + more
@@ -196,6 +220,23 @@ def comparison_lines(comparison: Comparison) -> list[str]:
     elif comparison.verdict == "undecided":
         lines.append("No number of seeds up to 100 more is foreseen to decide it at this spread.")
     return lines
+
+
+def sharpness_lines(comparison: Comparison) -> list[str]:
+    """Curvature where both sides ended, as means over seeds; nothing where it was not asked for."""
+    lines: list[str] = []
+    for side in ("candidate", "reference"):
+        seen = [run.sharpness for run in comparison.runs if run.side == side and run.sharpness]
+        if seen:
+            mean = {key: sum(one[key] for one in seen) / len(seen) for key in seen[0]}
+            lines.append(
+                f"Sharpness of the {side}: largest eigenvalue {mean['largest_eigenvalue']:.3g}"
+                f" (residual {mean['largest_eigenvalue_residual']:.1g}), trace {mean['trace']:.3g}"
+                f" (standard error {mean['trace_standard_error']:.2g}), SAM {mean['sam']:.3g} and"
+                f" adaptive SAM {mean['adaptive_sam']:.3g} at radius {mean['rho']:g}; training loss over"
+                f" {mean['examples']:.0f} examples, evaluation mode, mean of {len(seen)} runs."
+            )
+    return [*lines, *SHARPNESS_CAVEATS] if lines else []
 
 
 def _span(found: Difference) -> str:
@@ -214,4 +255,3 @@ def _cost(cost: ToTarget) -> str:
     if cost.at_most is not None:
         return f"at most {cost.at_most:.2f}; runs of the reference ended before the target"
     return "not known; runs of both sides ended before the target"
-

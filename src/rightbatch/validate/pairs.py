@@ -55,7 +55,7 @@ def run_pairs(study: Study) -> Iterator[CompletedRun]:
     Raises:
         StudyStoppedError: Ctrl-C or SIGTERM; the run in flight is saved where it stands.
     """
-    jobs = [(seed, side) for seed in range(study.seeds) for side in SIDES]
+    jobs: list[tuple[int, SideName]] = [(seed, side) for seed in range(study.seeds) for side in SIDES]
     clock = _Clock(len(jobs), study.on_progress)
     for done, (seed, name) in enumerate(jobs):
         folder = study.folder / "runs" / f"{name}-seed{seed}"

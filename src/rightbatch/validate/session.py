@@ -11,7 +11,6 @@ from rightbatch.core.errors import InvalidInputError, InvalidTaskError, Measurem
 from rightbatch.core.facts import TaskFacts
 from rightbatch.core.plan import Plan
 from rightbatch.core.progress import OnProgress
-from rightbatch.core.recipe import Target
 from rightbatch.core.record import SCHEMA_VERSION, Record
 from rightbatch.core.store import write_record
 from rightbatch.core.units import format_number
@@ -68,7 +67,7 @@ class Sides(Record):
     reference: Side
 
 
-def validate(
+def validate(  # noqa: PLR0913 - what is compared, and then how
     task: Task,
     plan: Plan | int,
     *,
@@ -218,12 +217,9 @@ def _update_seconds(task: Task, plan: Plan, device: str) -> float:
 
 def _tuned(task: Task, side: Side, seconds: float, device: str) -> Side:
     """Try rates around a side's in short branches; its weight decay stays."""
-    tuning = None
     budget = Budget(seconds=seconds)
     plan = check_plan(task, side.plan)
-    for tuning in measure_rates(task, plan, device=device, seed=_TUNING_SEED, budget=budget):
-        pass
-    assert tuning is not None
+    *_, tuning = measure_rates(task, plan, device=device, seed=_TUNING_SEED, budget=budget)
     choice = choose_rate(tuning)
     tried = ", ".join(format_number(trial.learning_rate) for trial in tuning.trials)
     found = "the best of" if choice.decided else "not shown to be beaten among"

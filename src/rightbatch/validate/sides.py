@@ -38,14 +38,14 @@ def batch_side(facts: TaskFacts, batch_size: int) -> Side:
     ratio = batch_size / recipe.batch_size
     if ratio == 1:
         return recipe_side(facts.name, recipe)
-    move = Move(
-        ratio=ratio, family=facts.optimizer_family, optimizer_class=facts.optimizer_class
-    )
+    move = Move(ratio=ratio, family=facts.optimizer_family, optimizer_class=facts.optimizer_class)
     decisions = [*move_constants(with_defaults(recipe, facts.optimizer_class), recipe.lr, move)]
     values = {decision.name: decision.value for decision in decisions}
     rate = decisions[0]
     changes: dict[str, Any] = {
-        name: values[name] for name in ("learning_rate", "eps", "weight_decay", "ema_decay") if name in values
+        name: values[name]
+        for name in ("learning_rate", "eps", "weight_decay", "ema_decay")
+        if name in values
     }
     if "beta1" in values:
         changes["betas"] = (values["beta1"], values["beta2"])

@@ -50,6 +50,7 @@ def test_a_run_shows_loss_speed_and_its_latest_metrics(monkeypatch: pytest.Monke
         updates=5,
         loss=0.123456,
         learning_rate=0.1,
+        batch_size=32,
         seconds=2.0,
         seconds_left=2.0,
         metrics={"accuracy": 0.9},
@@ -58,6 +59,5 @@ def test_a_run_shows_loss_speed_and_its_latest_metrics(monkeypatch: pytest.Monke
         assert on_progress is not None
         on_progress(evaluated)
     text = terminal.getvalue()
-    assert all(
-        part in text for part in ("50%", "loss 0.1235", "accuracy 0.9", "250 examples/s", "2 s left")
-    )
+    shown = ("50%", "loss 0.1235", "accuracy 0.9", "batch 32, rate 0.1", "250 examples/s", "2 s left")
+    assert all(part in text for part in shown)

@@ -64,8 +64,10 @@ def test_one_pair_or_none_decides_nothing() -> None:
 def test_equal_differences_of_a_metric_that_moves_in_steps_are_not_taken_for_certainty() -> None:
     step = metric_step([0.75, 0.5, 0.5], 4)
     sure, honest = paired_difference([0.25] * 3), paired_difference([0.25] * 3, step=step)
-    assert sure is not None and sure.low == sure.high
-    assert honest is not None and honest.low is not None
+    assert sure is not None
+    assert sure.low == sure.high
+    assert honest is not None
+    assert honest.low is not None
     assert honest.low == pytest.approx(0.25 - 4.303 * 0.25 / 18**0.5, abs=1e-4)
     assert metric_step([0.75, 12.0], 4) == metric_step([0.3, 0.75], 4) == 0.0
 
@@ -94,7 +96,8 @@ def test_a_design_that_cannot_decide_is_refused(seeds: int, margin: float, found
 def test_a_run_that_missed_its_target_bounds_the_ratio_and_is_not_dropped() -> None:
     reached, missed = Cost(10.0, 20.0, True, True), Cost(40.0, 20.0, False, True)
     ratio, at_least, at_most = cost_ratio([reached, reached])
-    assert ratio is not None and (ratio.value, at_least, at_most) == (0.5, None, None)
+    assert ratio is not None
+    assert (ratio.value, at_least, at_most) == (0.5, None, None)
     assert cost_ratio([reached, missed]) == (None, pytest.approx(1.0), None)
     assert cost_ratio([Cost(10.0, 20.0, True, False)]) == (None, None, 0.5)
     assert cost_ratio([missed, Cost(10.0, 20.0, True, False)]) == (None, None, None)
@@ -105,7 +108,9 @@ def test_the_bootstrap_of_many_seeds_agrees_with_student() -> None:
     values = rng.standard_normal(60).tolist()
     low, high = bootstrap_interval(values, rng)
     found = paired_difference(values)
-    assert found is not None and found.low is not None and found.high is not None
+    assert found is not None
+    assert found.low is not None
+    assert found.high is not None
     assert low == pytest.approx(found.low, abs=0.05)
     assert high == pytest.approx(found.high, abs=0.05)
 

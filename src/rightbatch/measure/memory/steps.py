@@ -77,7 +77,8 @@ def build_subject(task: Task, options: StepOptions = AS_TODAY, *, values: bool =
     if options.checkpointing:
         apply_checkpointing(model)
     buckets = make_buckets(model) if options.parallel in {"ddp", "ddp-bucket-view"} else []
-    scaler = torch.amp.GradScaler(DEVICE) if options.precision == "fp16" else None
+    precision = options.precision or task.recipe.precision
+    scaler = torch.amp.GradScaler(DEVICE) if precision == "fp16" else None
     return Subject(model, _optimizer(task, model, options), _average(task, model), buckets, scaler)
 
 
