@@ -65,6 +65,11 @@ VERBS = {
         "Compare a plan or a batch size with today's recipe over paired seeds.",
         "rightbatch validate digits --batch 256 --seeds 3",
     ),
+    "critical": Verb(
+        "critical:critical",
+        "Measure the critical batch size by branches from points of training.",
+        "rightbatch critical digits --batch 32:512 --seeds 3",
+    ),
     "report": Verb(
         "tables:report",
         "Rebuild report.html from the records in a folder.",
@@ -83,7 +88,10 @@ VERBS = {
 }
 
 _ABOUT = "Which batch size, split how, with which learning rate, and how sure are we?"
-_CODES = "Exit codes: 0 done, 1 a finding or undecided, 2 bad input, 3 nothing fits,\n130 interrupted, 143 terminated."
+_CODES = (
+    "Exit codes: 0 done, 1 a finding or undecided, 2 bad input, 3 nothing fits, 130 interrupted,"
+    " 143 terminated."
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -30,13 +30,14 @@ def validate(  # noqa: PLR0913 - each its own
     matched_by: Literal["examples", "updates", "time"] = "examples",
     tune_lr: str | None = None,
     sharpness: Flag = False,
+    sweep: str | None = None,
     device: str = "cpu",
     out: Path | None = None,
     json: Flag = False,
 ) -> Answer:
     """Compare a plan or a batch size with today's recipe over paired seeds.
 
-    Give --plan or --batch. Every finished run is kept: the same command goes on where it stopped.
+    Give --plan, --batch or --sweep. Every finished run is kept: the same command goes on where it stopped.
 
     Args:
         task: A built-in name, my_task.py[:name] or package.module:name.
@@ -48,16 +49,24 @@ def validate(  # noqa: PLR0913 - each its own
         matched_by: What the candidate gets as much of as the reference: examples, updates, or time.
         tune_lr: Such as 1m: try rates around each side's in short branches, so long for each side.
         sharpness: Look at the curvature where each run ended, too.
+        sweep: Such as 8:512: instead, train to the target at each doubling with tuned rates, and fit
+            the critical batch size.
         device: Where to train, as torch names it: cpu, cuda, cuda:1.
-        out: Folder for comparison.json and the runs; rightbatch-NAME/validate if not given.
+        out: Folder for the answer and all runs; without it, rightbatch-NAME/validate or .../sweep.
         json: Print one JSON document on stdout.
 
     Raises:
-        InvalidInputError: both of --plan and --batch are given, or neither.
+        InvalidInputError: not exactly one of --plan, --batch and --sweep is given.
     """
-    if (plan is None) == (batch is None):
-        found = "--plan and --batch together" if plan else "neither --plan nor --batch"
-        raise InvalidInputError(found, need="one of the two", hint="--batch 256 or --plan plan.toml")
+    given = [f"--{n}" for n, v in (("plan", plan), ("batch", batch), ("sweep", sweep)) if v is not None]
+    if len(given) != 1:
+        found = f"{' and '.join(given)} together" if given else "nothing to compare"
+        hint = "--batch 256, --plan plan.toml or --sweep 8:512"
+        raise InvalidInputError(found, need="one of --plan, --batch and --sweep", hint=hint)
+    if sweep is not None:
+        from rightbatch.cli.sweep import run_sweep
+
+        return run_sweep(task, option("--sweep", parse_range, sweep), seeds=seeds, device=device, out=out)
     from rightbatch.validate.session import COMPARISON
     from rightbatch.validate.session import validate as run_validation
     from rightbatch.validate.statistics import check_design
@@ -84,6 +93,25 @@ def validate(  # noqa: PLR0913 - each its own
             on_progress=on_progress,
         )
     return _answer(comparison, folder / COMPARISON)
+
+
+def parse_range(text: str) -> list[int]:
+    """Read ``8:512`` as batch sizes that double from 8 to 512.
+
+    >>> parse_range("8:70")
+    [8, 16, 32, 64]
+
+    Raises:
+        InvalidInputError: it is no range of batch sizes.
+    """
+    low, _, high = text.partition(":")
+    if not (low.isdecimal() and high.isdecimal() and 1 <= int(low) < int(high)):
+        need = "two batch sizes, the smaller first"
+        raise InvalidInputError(repr(text), need=need, hint="write 8:512")
+    sizes = [int(low)]
+    while sizes[-1] * 2 <= int(high):
+        sizes.append(sizes[-1] * 2)
+    return sizes
 
 
 def _given(text: str) -> Plan | int | None:

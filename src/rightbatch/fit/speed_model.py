@@ -55,7 +55,7 @@ class SpeedModel:
     def interval(self, micro_batch_size: int) -> tuple[float, float]:
         """Bounds of the 90 % interval of ``step_seconds``, from the spread of the repetitions.
 
-        Errors are taken as factors, as ``draw_seconds`` takes them: times are positive.
+        Errors are taken as factors: times are positive.
         """
         middle = self.step_seconds(micro_batch_size)
         error = float(np.interp(micro_batch_size, self.micro_batch_sizes, self.standard_errors))
@@ -71,17 +71,6 @@ class SpeedModel:
         """Smallest measured size whose throughput is within 10 % of the best."""
         rates = np.array(self.micro_batch_sizes) / np.array(self.seconds)
         return self.micro_batch_sizes[int(np.argmax(rates >= KNEE_SHARE * rates.max()))]
-
-    def draw_seconds(
-        self, sizes: Sequence[int], rng: np.random.Generator, num_draws: int
-    ) -> NDArray[np.float64]:
-        """Step seconds [num_draws, len(sizes)], the measured points resampled within their error."""
-        relative = np.array(self.standard_errors) / np.array(self.seconds)
-        nodes = np.array(self.seconds) * np.exp(
-            relative * rng.standard_normal((num_draws, len(relative)))
-        )
-        weights = interpolation_weights(sizes, self.micro_batch_sizes)
-        return nodes @ weights.T
 
 
 def interpolation_weights(sizes: Sequence[int], nodes: Sequence[int]) -> NDArray[np.float64]:

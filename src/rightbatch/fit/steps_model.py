@@ -50,13 +50,6 @@ class StepsModel:
             relative_examples(np.array(batch_size), reference, np.array(self.critical_batch_size))
         )
 
-    def draw(self, rng: np.random.Generator, num_draws: int) -> NDArray[np.float64]:
-        """Critical batch sizes [num_draws] from the interval of noise scale and calibration."""
-        if not self.decided:  # log-uniform: nothing inside the interval is more likely than the rest
-            return np.exp(rng.uniform(np.log(self.low), np.log(self.high), num_draws))
-        sd = np.log(self.high / self.low) / (2 * NORMAL_QUANTILE)
-        return self.critical_batch_size * np.exp(sd * rng.standard_normal(num_draws))
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gain:

@@ -118,7 +118,9 @@ class Curvature:
         try:
             return self._mean(twice)
         except RuntimeError as error:
-            found = f"the Hessian of the loss raised {type(error).__name__}: {str(error).splitlines()[0]}"
+            found = (
+                f"the Hessian of the loss raised {type(error).__name__}: {str(error).splitlines()[0]}"
+            )
             hint = "leave out --sharpness"
             need = "a loss that can be differentiated twice"
             raise InvalidTaskError(found, need=need, hint=hint) from error

@@ -60,19 +60,6 @@ def test_sizes_with_too_few_repetitions_are_left_out() -> None:
         fit_speed([timing(2, 9.0, 9.0, 9.0)], [0.1, 0.1])
 
 
-def test_draws_have_a_row_per_draw_and_the_spread_of_the_median() -> None:
-    speed = model({1: 1.0, 4: 2.0}, error=0.1)
-    draws = speed.draw_seconds([1, 2, 4], np.random.default_rng(0), 20_000)
-    assert draws.shape == (20_000, 3)
-    relative = np.array(speed.standard_errors) / np.array(speed.seconds)
-    assert np.log(draws[:, [0, 2]]).std(axis=0) == pytest.approx(relative, rel=0.03)
-    assert np.median(draws, axis=0) == pytest.approx([1.0, 4 / 3, 2.0], rel=0.01)
-    # A size between two nodes moves with both of them.
-    assert draws[:, 1] == pytest.approx(draws[:, 0] * 2 / 3 + draws[:, 2] / 3)
-    low, high = speed.interval(4)
-    assert np.quantile(draws[:, 2], [0.05, 0.95]) == pytest.approx([low, high], rel=0.03)
-
-
 def test_weights_of_a_line_add_to_one_and_are_exact_at_nodes() -> None:
     weights = interpolation_weights([1, 2, 3, 8], [1, 3, 8])
     assert weights.sum(axis=1) == pytest.approx(np.ones(4))
@@ -93,4 +80,4 @@ def test_predicted_seconds_are_positive_and_between_those_measured(
     low, high = speed.valid_range
     size = round(low + place * (high - low))
     assert min(seconds) * (1 - 1e-9) <= speed.step_seconds(size) <= max(seconds) * (1 + 1e-9)
-    assert (speed.draw_seconds([size], np.random.default_rng(0), 20) > 0).all()
+    assert speed.interval(size)[0] > 0

@@ -1,0 +1,41 @@
+"""``rightbatch validate --sweep``: steps to the target over batch sizes, fitted and drawn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rightbatch.cli.output import Answer, say
+from rightbatch.cli.progress import measure_bar
+from rightbatch.cli.source import load
+from rightbatch.core.errors import EXIT_DONE, EXIT_FINDING
+from rightbatch.report.terminal import render
+
+
+def run_sweep(spec: str, batch_sizes: list[int], *, seeds: int, device: str, out: Path | None) -> Answer:
+    """Sweep a task, save the answer with a picture, and say what it means."""
+    from rightbatch.report.steps_plot import write_steps_plot
+    from rightbatch.validate.sweep_session import SWEEP, sweep
+    from rightbatch.validate.sweep_text import definitions_table, steps_table, sweep_lines
+
+    task = load(spec, device)
+    folder = out or Path(f"rightbatch-{task.name}/sweep")
+    sizes = ", ".join(map(str, batch_sizes))
+    say(f"sweeping {task.name} in {folder}: batch {sizes}; finished runs are kept")
+    with measure_bar() as on_progress:
+        found = sweep(
+            task, batch_sizes, out=folder, seeds=seeds, device=device, on_progress=on_progress
+        )
+    picture = folder / "sweep.html"
+    write_steps_plot(found, picture)
+    bounded = None not in {found.critical_batch_size.low, found.critical_batch_size.high}
+    files = {"sweep": str(folder / SWEEP), "picture": str(picture)}
+    return Answer(
+        document=found.model_dump(mode="json") | {"files": files},
+        text=(
+            render(steps_table(found)),
+            *sweep_lines(found),
+            render(definitions_table(found.definitions)),
+            f"Saved: {folder / SWEEP}, {picture}",
+        ),
+        exit_code=EXIT_DONE if bounded else EXIT_FINDING,
+    )

@@ -1,0 +1,108 @@
+"""What a sweep of batch sizes and a critical batch size by branches found out."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from rightbatch.core.plan import Interval
+from rightbatch.core.recipe import Target
+from rightbatch.core.record import SCHEMA_VERSION, Record
+
+ArmOutcome = Literal["reached", "censored", "diverged"]
+
+
+class Arm(Record):
+    """One run of a sweep: a batch size, a rate and a seed, trained to the target or its limit."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    batch_size: int
+    factor: float
+    """Of the rate that the rule gives this batch."""
+    learning_rate: float
+    seed: int
+    outcome: ArmOutcome
+    """``censored``: the limit came before the target; its updates are then a lower bound."""
+    updates: float
+    """To the target, interpolated between two evaluations, or trained in all."""
+    value: float | None
+    """Of the metric at the last evaluation."""
+
+
+class Definition(Record):
+    """A critical batch size by one of its definitions, which are not the same number."""
+
+    name: str
+    value: float | None
+    low: float | None
+    high: float | None
+    meaning: str
+    source: str
+
+
+class SweepPoint(Record):
+    """A batch size at its best rate."""
+
+    batch_size: int
+    updates: float
+    """To the target, geometric mean over seeds."""
+    examples: float
+    factor: float
+    on_edge: bool
+    """Whether a better rate may lie beyond those tried."""
+    fitted_updates: float
+    residual: float
+    """log of measured over fitted."""
+    regime: Literal["perfect scaling", "diminishing returns", "stagnation"]
+
+
+class Sweep(Record):
+    """Steps to the target over batch sizes, the curve through them, and what it calls critical."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    task: str
+    target: Target
+    most_examples: int
+    """After which a run is censored."""
+    min_updates: float
+    critical_batch_size: Interval
+    residual_rms: float
+    """Of the fit, as a share of the steps."""
+    points: tuple[SweepPoint, ...]
+    missed: tuple[int, ...]
+    """Batch sizes at which no rate reached the target with every seed; not in the fit."""
+    definitions: tuple[Definition, ...]
+    predicted: Interval | None
+    """Critical batch size that a pilot's noise scale predicts; None where noise was not measured."""
+    noise_scale: Interval | None
+    arms: tuple[Arm, ...]
+
+
+class BranchPoint(Record):
+    """Branches from one point of training: loss against batch size after the same examples."""
+
+    examples_seen: int
+    batch_sizes: tuple[int, ...]
+    losses: tuple[tuple[float | None, ...], ...]
+    """One row per seed, one column per batch size, at the end; None where the branch diverged."""
+    largest_passed: int
+    """Largest batch size up to which none was shown to be worse than the smaller ones."""
+    first_worse: int | None
+    """Smallest batch size shown to be worse; None where none was."""
+    resolution: float | None
+    """Smallest rise of the loss that the test at ``largest_passed`` could have shown."""
+
+
+class Critical(Record):
+    """Critical batch size by branched training, at several points of training."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    task: str
+    seeds: int
+    window_examples: int
+    """That every branch sees."""
+    tolerance: float
+    level: float
+    """Chance of stopping too early at a point where all batches are equally good."""
+    definition: Definition
+    """Of the last point."""
+    points: tuple[BranchPoint, ...]

@@ -1,0 +1,26 @@
+"""Branches at many batch sizes, with the rate that the recipe's rules give each."""
+
+from __future__ import annotations
+
+from rightbatch.core.facts import TaskFacts
+from rightbatch.core.plan import Plan
+from rightbatch.measure.branches import Branch, fork
+from rightbatch.measure.pilot import Pilot
+from rightbatch.validate.sides import batch_side
+
+
+def plan_for(facts: TaskFacts, batch_size: int) -> Plan:
+    """Today's recipe at a batch size, its constants moved by rule."""
+    return batch_side(facts, batch_size).plan
+
+
+def branch(trunk: Pilot, plan: Plan, factor: float = 1.0) -> Branch:
+    """A branch of a trunk at a plan's batch, constants, and a multiple of its rate."""
+    return fork(
+        trunk,
+        batch_size=plan.global_batch_size,
+        learning_rate=factor * plan.learning_rate,
+        micro_batch_size=plan.micro_batch_size,
+        constants=plan,
+    )
+

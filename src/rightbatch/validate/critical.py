@@ -1,0 +1,252 @@
+"""Critical batch size by branched training: up to which batch does the loss keep up?
+
+From one point of training, weights and optimizer state and all, branches go on at batch k x today's
+with the rate that the rule gives, over the same examples in the same order; B* is the largest batch
+whose loss at the end is as low as that of the smaller ones (Merrill et al. 2025, arXiv:2505.23971,
+Sec. 3.1). Paired seeds and a one-sided test stand where the paper has a fixed tolerance.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from torch.utils.data import DataLoader, Subset
+
+from rightbatch.core.errors import InvalidInputError, MeasurementError
+from rightbatch.core.facts import TaskFacts
+from rightbatch.core.progress import OnProgress, Progress
+from rightbatch.core.record import SCHEMA_VERSION, Record
+from rightbatch.core.store import write_record
+from rightbatch.core.sweep import BranchPoint, Critical, Definition
+from rightbatch.measure.branches import trained_trunk
+from rightbatch.measure.pilot import Pilot
+from rightbatch.tasks.check import check_task, evaluate
+from rightbatch.tasks.task import Task
+from rightbatch.validate.branching import branch, plan_for
+from rightbatch.validate.ledger import finished, same_question, sole_owner
+from rightbatch.validate.one_sided import first_worse
+
+CRITICAL = "critical.json"
+LEVEL = 0.05
+WINDOW_SHARE = 0.1
+"""Of the recipe's run: what every branch sees, at least."""
+FEWEST_UPDATES = 8
+"""Of the largest batch in a branch."""
+LOOKS = 4
+"""The loss is averaged over so many looks in the last quarter of a branch."""
+EVALUATED = 2000
+"""Training examples that the loss is taken over, the same ones for every branch."""
+_EVALUATION_BATCH = 500
+
+
+class CriticalQuestion(Record):
+    """What was asked before the first branch; only more seeds may be asked for later."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    task: str
+    fingerprint: str
+    batch_sizes: tuple[int, ...]
+    points: tuple[int, ...]
+    """Examples seen at the points where branches begin."""
+    window_examples: int
+    seeds: int
+    tolerance: float
+    device: str
+
+
+class Branches(Record):
+    """Losses of one seed at one point, by batch size; None where a branch diverged."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    losses: tuple[float | None, ...]
+
+
+class _Setting(NamedTuple):
+    task: Task
+    facts: TaskFacts
+    asked: CriticalQuestion
+    evaluated: list[Any]
+
+
+def measure_critical(
+    task: Task,
+    batch_sizes: Sequence[int],
+    *,
+    out: Path | str,
+    points: Sequence[float] = (0.05, 0.2, 0.5),
+    seeds: int = 5,
+    tolerance: float = 0.0,
+    device: str = "cpu",
+    on_progress: OnProgress | None = None,
+) -> Critical:
+    """Branch at several points of today's recipe; a second call goes on.
+
+    Args:
+        task: what ``load_task`` gave.
+        batch_sizes: each the double of the one before.
+        out: folder of the work.
+        points: shares of the recipe's run at which branches begin.
+        seeds: of weights and order; branches of one seed are paired.
+        tolerance: rise of the loss that does not count.
+        device: as torch names it.
+        on_progress: called after each seed of a point.
+
+    Raises:
+        InvalidInputError: batch sizes that do not double or exceed the data, a point outside the
+            run, fewer than 2 seeds, or a folder that was begun with another question.
+        MeasurementError: today's recipe diverges, or the smallest batch does.
+    """
+    facts, folder = check_task(task, device), Path(out)
+    asked = _question(facts, batch_sizes, points, seeds, tolerance, device)
+    count = min(EVALUATED, task.num_train_examples)
+    chosen = np.random.default_rng(0).permutation(task.num_train_examples)[:count].tolist()
+    subset = Subset(task.train_data, chosen)
+    evaluated = list(DataLoader(subset, batch_size=_EVALUATION_BATCH, collate_fn=task.collate))
+    setting = _Setting(task, facts, asked, evaluated)
+    with sole_owner(folder):
+        same_question(folder / "question.json", asked, frozenset({"seeds"}))
+        rows: dict[int, list[tuple[float | None, ...]]] = {point: [] for point in asked.points}
+        for done, (seed, point) in enumerate((s, p) for s in range(seeds) for p in asked.points):
+            path = folder / "branches" / f"at{point}-seed{seed}.json"
+            kept = finished(path, Branches)
+            if kept is None:
+                kept = _branches(setting, point, seed)
+                write_record(path, kept)
+            rows[point].append(kept.losses)
+            if on_progress is not None:
+                share = (done + 1) / (seeds * len(asked.points))
+                message = f"seed {seed}, after {point:,} examples"
+                on_progress(
+                    Progress(stage="critical", fraction=share, seconds_left=None, message=message)
+                )
+        found = _summarise(asked, rows)
+        write_record(folder / CRITICAL, found)
+    return found
+
+
+def _question(
+    facts: TaskFacts,
+    batch_sizes: Sequence[int],
+    points: Sequence[float],
+    seeds: int,
+    tolerance: float,
+    device: str,
+) -> CriticalQuestion:
+    """Check what is asked, and set the length of the branches.
+
+    Raises:
+        InvalidInputError: as ``measure_critical`` says.
+    """
+    num = facts.num_train_examples
+    doubles = all(b == 2 * a for a, b in zip(batch_sizes, batch_sizes[1:], strict=False))
+    if len(batch_sizes) < 2 or not doubles or batch_sizes[0] < 1 or batch_sizes[-1] > num:
+        found = f"batch sizes {', '.join(map(str, batch_sizes))}"
+        need = f"two or more that double, up to the {num:,} training examples"
+        raise InvalidInputError(found, need=need, hint="--batch 32:1024")
+    if not points or min(points) < 0 or max(points) > 1:
+        found, hint = f"points {', '.join(f'{p:g}' for p in points)}", "--points 0.05,0.2,0.5"
+        raise InvalidInputError(found, need="shares of the recipe's run, from 0 to 1", hint=hint)
+    if seeds < 2 or not 0 <= tolerance < math.inf:
+        found, hint = f"{seeds} seed(s) and tolerance {tolerance:g}", "--seeds 5"
+        raise InvalidInputError(found, need="2 seeds or more, and a tolerance of 0 or more", hint=hint)
+    whole = facts.recipe.total_examples(facts.recipe.batch_size, num)
+    # A quarter must be a whole number of updates, also of the largest batch.
+    unit = LOOKS * batch_sizes[-1]
+    updates = max(FEWEST_UPDATES // LOOKS, round(WINDOW_SHARE * whole / unit))
+    return CriticalQuestion(
+        task=facts.name,
+        fingerprint=facts.fingerprint,
+        batch_sizes=tuple(batch_sizes),
+        points=tuple(sorted({round(share * whole) for share in points})),
+        window_examples=unit * updates,
+        seeds=seeds,
+        tolerance=tolerance,
+        device=device,
+    )
+
+
+def _branches(setting: _Setting, point: int, seed: int) -> Branches:
+    """Train every branch of one seed from one point."""
+    task, asked = setting.task, setting.asked
+    trunk = trained_trunk(task, point, device=asked.device, seed=seed)
+    return Branches(losses=tuple(_branch_loss(setting, trunk, size) for size in asked.batch_sizes))
+
+
+def _branch_loss(setting: _Setting, trunk: Pilot, size: int) -> float | None:
+    """Mean training loss of the weights over the looks in the last quarter of a branch."""
+    run = branch(trunk, plan_for(setting.facts, size))
+    total = setting.asked.window_examples
+    last = total // LOOKS
+    looks = min(LOOKS, last // size)
+    stretches = [total - last, *(size * n for n in _shares(last // size, looks))]
+    losses: list[float] = []
+    for place, stretch in enumerate(stretches):
+        run.train(stretch)
+        if run.diverged:
+            return None
+        if place:
+            losses.append(_loss(setting, run.model))
+    mean = math.fsum(losses) / len(losses)
+    return mean if math.isfinite(mean) else None
+
+
+def _shares(updates: int, parts: int) -> list[int]:
+    """Cut a number of updates into parts as even as they can be."""
+    ends = [updates * n // parts for n in range(parts + 1)]
+    return [b - a for a, b in zip(ends, ends[1:], strict=False)]
+
+
+def _loss(setting: _Setting, model: Any) -> float:
+    """The task's mean loss in evaluation mode, whatever metric the task has."""
+    plain = replace(setting.task, evaluate=None)
+    return evaluate(plain, model, setting.evaluated, setting.asked.device)["loss"]
+
+
+def _summarise(asked: CriticalQuestion, rows: dict[int, list[tuple[float | None, ...]]]) -> Critical:
+    """Test every point, and name what was found at the last.
+
+    Raises:
+        MeasurementError: the smallest batch, which all others are held against, diverged.
+    """
+    points: list[BranchPoint] = []
+    for seen, losses in rows.items():
+        values = np.array([[math.inf if v is None else v for v in row] for row in losses], float)
+        if not np.isfinite(values[:, 0]).all():
+            found = f"branches at batch {asked.batch_sizes[0]} after {seen:,} examples diverged"
+            hint = "lower Recipe.lr, or begin with a larger batch: --batch 32:1024"
+            raise MeasurementError(found, need="a smallest batch that trains", hint=hint)
+        stop = first_worse(values, tolerance=asked.tolerance, level=LEVEL)
+        sizes = asked.batch_sizes
+        points.append(
+            BranchPoint(
+                examples_seen=seen,
+                batch_sizes=sizes,
+                losses=tuple(losses),
+                largest_passed=sizes[-1 if stop.at is None else stop.at - 1],
+                first_worse=None if stop.at is None else sizes[stop.at],
+                resolution=stop.resolution,
+            )
+        )
+    last = points[-1]
+    low, high = last.largest_passed, last.first_worse
+    return Critical(
+        task=asked.task,
+        seeds=asked.seeds,
+        window_examples=asked.window_examples,
+        tolerance=asked.tolerance,
+        level=LEVEL,
+        definition=Definition(
+            name="B*",
+            value=None if high is None else math.sqrt(low * high),
+            low=float(low),
+            high=None if high is None else float(high),
+            meaning="largest batch whose loss keeps up after the same examples, from one point",
+            source="Merrill et al. 2025, arXiv:2505.23971, Sec. 3.1",
+        ),
+        points=tuple(points),
+    )

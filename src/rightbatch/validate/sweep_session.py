@@ -1,0 +1,210 @@
+"""A sweep from question to answer: runs, the curve through them, and what it calls critical."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from rightbatch.core.errors import InvalidInputError, InvalidTaskError
+from rightbatch.core.plan import Interval
+from rightbatch.core.progress import OnProgress
+from rightbatch.core.recipe import Target
+from rightbatch.core.record import SCHEMA_VERSION, Record
+from rightbatch.core.store import write_record
+from rightbatch.core.sweep import Arm, Definition, Sweep, SweepPoint
+from rightbatch.fit.hyperbola import (
+    Best,
+    Hyperbola,
+    best_rates,
+    bootstrap_critical,
+    fit_hyperbola,
+    overhead_batch,
+    regime,
+)
+from rightbatch.fit.models import fit_models
+from rightbatch.measure.session import measure
+from rightbatch.tasks.check import check_task
+from rightbatch.tasks.task import Task
+from rightbatch.validate.ledger import same_question, sole_owner
+from rightbatch.validate.sweep import SweepStudy, run_sweep, steps_of
+
+SWEEP = "sweep.json"
+LENGTHS = 2.0
+"""Lengths of the recipe's run after which a run of the sweep is censored."""
+
+
+class SweepQuestion(Record):
+    """What was asked before the first run; only more seeds may be asked for later."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    task: str
+    fingerprint: str
+    target: Target
+    batch_sizes: tuple[int, ...]
+    seeds: int
+    most_examples: int
+    device: str
+
+
+def sweep(
+    task: Task,
+    batch_sizes: Sequence[int],
+    *,
+    out: Path | str,
+    seeds: int = 3,
+    noise_seconds: float = 20.0,
+    device: str = "cpu",
+    on_progress: OnProgress | None = None,
+) -> Sweep:
+    """Train to the target at every batch size, and fit S = S_min (1 + B_crit / B); it can go on.
+
+    Args:
+        task: what ``load_task`` gave; it needs a target.
+        batch_sizes: to sweep.
+        out: folder of the sweep.
+        seeds: of initial weights and order.
+        noise_seconds: to measure the noise scale beside it; 0 leaves it out.
+        device: as torch names it.
+        on_progress: called after every run.
+
+    Raises:
+        InvalidTaskError: the task has no target.
+        InvalidInputError: a batch larger than the data, fewer than 3 of them, no seed, or a folder
+            that was begun with another question.
+        MeasurementError: the runs do not carry a fit.
+    """
+    if task.target is None:
+        found, hint = "no target", 'give the task one: target=rb.Target("accuracy", 0.97)'
+        raise InvalidTaskError(found, need="a target that runs are to reach", hint=hint)
+    facts, folder = check_task(task, device), Path(out)
+    sizes, total = sorted(set(batch_sizes)), task.num_train_examples
+    if len(sizes) < 3 or sizes[0] < 1 or sizes[-1] > total or seeds < 1:
+        found = f"batch sizes {', '.join(map(str, sizes))} and {seeds} seed(s)"
+        need = f"3 batch sizes or more, from 1 to the {total:,} training examples, and a seed"
+        raise InvalidInputError(found, need=need, hint="--sweep 8:512 --seeds 3")
+    whole = facts.recipe.total_examples(facts.recipe.batch_size, total)
+    asked = SweepQuestion(
+        task=task.name,
+        fingerprint=facts.fingerprint,
+        target=task.target,
+        batch_sizes=tuple(sizes),
+        seeds=seeds,
+        most_examples=round(LENGTHS * whole),
+        device=device,
+    )
+    with sole_owner(folder):
+        same_question(folder / "question.json", asked, frozenset({"seeds"}))
+        noise, predicted = None, None
+        if noise_seconds:
+            noise, predicted = _noise(task, folder, device, noise_seconds)
+        study = SweepStudy(
+            task=task,
+            facts=facts,
+            target=task.target,
+            batch_sizes=asked.batch_sizes,
+            seeds=seeds,
+            most_examples=asked.most_examples,
+            device=device,
+            folder=folder,
+            on_progress=on_progress,
+        )
+        found = summarise(run_sweep(study), asked, noise=noise, predicted=predicted)
+        write_record(folder / SWEEP, found)
+    return found
+
+
+def summarise(
+    arms: Sequence[Arm],
+    asked: SweepQuestion,
+    *,
+    noise: Interval | None = None,
+    predicted: Interval | None = None,
+) -> Sweep:
+    """Fit the runs, with an interval over seeds and residuals."""
+    steps = steps_of(arms)
+    best = best_rates(steps)
+    fit = fit_hyperbola([one.batch_size for one in best], [one.steps for one in best])
+    critical = bootstrap_critical(steps, fit, np.random.default_rng(0))
+    pairs = zip(best, fit.residuals, strict=True)
+    reached = {one.batch_size for one in best}
+    return Sweep(
+        task=asked.task,
+        target=asked.target,
+        most_examples=asked.most_examples,
+        min_updates=fit.min_steps,
+        critical_batch_size=critical,
+        residual_rms=fit.log_rms,
+        points=tuple(_point(one, residual, fit) for one, residual in pairs),
+        missed=tuple(size for size in asked.batch_sizes if size not in reached),
+        definitions=tuple(_definitions(best, critical)),
+        predicted=predicted,
+        noise_scale=noise,
+        arms=tuple(arms),
+    )
+
+
+def _point(one: Best, residual: float, fit: Hyperbola) -> SweepPoint:
+    return SweepPoint(
+        batch_size=one.batch_size,
+        updates=one.steps,
+        examples=one.steps * one.batch_size,
+        factor=one.factor,
+        on_edge=one.on_edge,
+        fitted_updates=fit.steps(one.batch_size),
+        residual=residual,
+        regime=regime(one.batch_size, fit.critical_batch_size),
+    )
+
+
+def _definitions(best: Sequence[Best], critical: Interval) -> list[Definition]:
+    """The critical batch sizes that a curve of steps holds; one word, different numbers."""
+    anchor = best[0].batch_size
+    bounds = (critical.value, critical.low, critical.high)
+    cbs = [None if bound is None else overhead_batch(anchor, bound) for bound in bounds]
+    fewest = min(best, key=lambda one: one.steps * one.batch_size).batch_size
+    return [
+        Definition(
+            name="B_crit",
+            value=critical.value,
+            low=critical.low,
+            high=critical.high,
+            meaning="twice the fewest steps and twice the fewest examples",
+            source="McCandlish et al. 2018, arXiv:1812.06162, Eq. 2.11",
+        ),
+        Definition(
+            name="CBS-20",
+            value=cbs[0],
+            low=cbs[1],
+            high=cbs[2],
+            meaning=f"20 % more steps than linear scaling from batch {anchor}",
+            source="Zhang et al. 2025, arXiv:2410.21676",
+        ),
+        Definition(
+            name="fewest examples",
+            value=float(fewest),
+            low=None,
+            high=None,
+            meaning="the swept batch that reached the target with the fewest examples",
+            source="this sweep",
+        ),
+    ]
+
+
+def _noise(
+    task: Task, folder: Path, device: str, seconds: float
+) -> tuple[Interval | None, Interval | None]:
+    """Noise scale of a pilot and the critical batch size it predicts; None where it set no bound."""
+    measurements = measure(
+        task, out=folder, device=device, time_budget_seconds=seconds, stages=("noise",)
+    )
+    models = fit_models(measurements)
+    if models.noise is None or models.steps is None:
+        return None, None
+    noise, steps = models.noise, models.steps
+    value = noise.noise_scale if noise.noise_scale is not None else noise.low
+    scale = Interval(value=value, low=noise.low, high=noise.high)
+    high = steps.high if steps.decided else None
+    return scale, Interval(value=steps.critical_batch_size, low=steps.low, high=high)
