@@ -5,12 +5,11 @@
 Needs pytorch-lightning and accelerate beside rightbatch. Each trains one float64 linear model under
 torchrun, two epochs of 44 examples in updates of 16 and micro-batches of 2: the last update of an
 epoch has 12 examples. An optimizer that writes down gradient and rate and leaves the weights alone
-shows what each would have stepped by; the reference is the gradient of those 12 in one batch.
+shows what each would have stepped by; the reference is the gradient of the same 12 in one batch.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import subprocess
@@ -18,7 +17,7 @@ import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -41,21 +40,25 @@ def build() -> nn.Module:
     return model
 
 
+seen: list[Any] = []  # micro-batches since the last update
+
+
 def mean_loss(model: Any, batch: Any) -> Tensor:
+    seen.append(batch)
     return (model(batch[0]) - batch[1]).square().mean()
 
 
 class Witness(torch.optim.SGD):
-    """Writes down the rate and gradient of every update, and changes nothing."""
+    """Writes down rate, gradient and micro-batches of every update, and changes nothing."""
 
-    rates: list[float] = []
-    gradients: list[Tensor] = []
+    updates: ClassVar[list[tuple[float, Tensor, list[Any]]]] = []
 
     def step(self, closure: Any = None) -> Any:
         loss = None if closure is None else closure()
         (group,) = self.param_groups
-        self.rates.append(float(group["lr"]))
-        self.gradients.append(torch.cat([p.grad.flatten().clone() for p in group["params"]]))
+        gradient = torch.cat([p.grad.flatten().clone() for p in group["params"]])
+        self.updates.append((float(group["lr"]), gradient, seen.copy()))
+        seen.clear()
         return loss
 
 
@@ -134,19 +137,24 @@ def by_accelerate(count: int) -> None:
 
 
 def work(tool: str) -> None:
-    """Train in one of the processes; the first tells what it saw."""
+    """Train in one of the processes, and leave what its optimizer saw."""
     torch.set_num_threads(1)
-    {"rightbatch": by_rightbatch, "lightning": by_lightning, "accelerate": by_accelerate}[tool](
-        int(os.environ["WORLD_SIZE"])
-    )
-    if os.environ["RANK"] != "0":
-        return
-    model, last = build(), slice(NUM_EXAMPLES // GLOBAL * GLOBAL, None)
-    mean_loss(model, (X[last], Y[last])).backward()
-    wanted = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-    errors = [float((g - wanted).norm() / wanted.norm()) for g in Witness.gradients[2::3]]
-    found = {"updates": len(Witness.rates), "error": max(errors), "rates": Witness.rates}
-    Path(sys.argv[3], "found.json").write_text(json.dumps(found), encoding="utf-8")
+    train = {"rightbatch": by_rightbatch, "lightning": by_lightning, "accelerate": by_accelerate}
+    train[tool](int(os.environ["WORLD_SIZE"]))
+    torch.save(Witness.updates, Path(sys.argv[3], f"{os.environ['RANK']}.pt"))
+
+
+def compare(ranks: list[list[Any]]) -> dict[str, Any]:
+    """Gradients of the short updates against one batch of all that the processes put into them."""
+    errors: list[float] = []
+    for update in range(2, UPDATES, 3):
+        batches = [batch for rank in ranks for batch in rank[update][2]]
+        model = build()
+        mean_loss(model, tuple(map(torch.cat, zip(*batches, strict=True)))).backward()
+        wanted = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        errors += [float((rank[update][1] - wanted).norm() / wanted.norm()) for rank in ranks]
+    rates = [round(rate, 4) for rate, _, _ in ranks[0]]
+    return {"updates": len(rates), "gradient_error": max(errors), "rates": rates}
 
 
 def main() -> None:
@@ -163,11 +171,10 @@ def main() -> None:
                     capture_output=True,
                     env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
                 )
-                found = json.loads(Path(folder, "found.json").read_text(encoding="utf-8"))
+                ranks = [torch.load(Path(folder, f"{rank}.pt")) for rank in range(count)]
             row = {"tool": tool, "version": version(package), "processes": count}
-            rates = [round(rate, 4) for rate in found.pop("rates")]
-            rows.append(row | found | {"rates": rates})
-    save("train_peers", {"rows": rows})
+            rows.append(row | compare(ranks))
+    save("train_peers", {"examples": NUM_EXAMPLES, "global": GLOBAL, "micro": MICRO, "rows": rows})
 
 
 if __name__ == "__main__":

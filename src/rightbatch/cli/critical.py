@@ -20,7 +20,7 @@ def critical(
     batch: str | None = None,
     points: str = "0.05,0.2,0.5",
     seeds: int = 5,
-    tolerance: float = 0.0,
+    tolerance: float = 0.05,
     device: str = "cpu",
     out: Path | None = None,
     json: Flag = False,
@@ -35,7 +35,7 @@ def critical(
         batch: Batch sizes that double, as in 32:1024; from today's to 32 times it if not given.
         points: Where in the recipe's run branches begin, as shares of it.
         seeds: Pairs of weights and order; more seeds see smaller rises of the loss.
-        tolerance: Rise of the loss that does not count.
+        tolerance: Rise of the loss, as a share of it, that does not count.
         device: Where to train, as torch names it: cpu, cuda, cuda:1.
         out: Folder for critical.json and all branches; rightbatch-NAME/critical if not given.
         json: Print one JSON document on stdout.
@@ -62,7 +62,7 @@ def critical(
             device=device,
             on_progress=on_progress,
         )
-    decided = found.points[-1].first_worse is not None
+    decided = found.points[-1].worse is not None
     return Answer(
         document=found.model_dump(mode="json") | {"files": {"critical": str(folder / CRITICAL)}},
         text=(

@@ -84,12 +84,12 @@ class BranchPoint(Record):
     batch_sizes: tuple[int, ...]
     losses: tuple[tuple[float | None, ...], ...]
     """One row per seed, one column per batch size, at the end; None where the branch diverged."""
-    largest_passed: int
-    """Largest batch size up to which none was shown to be worse than the smaller ones."""
-    first_worse: int | None
-    """Smallest batch size shown to be worse; None where none was."""
-    resolution: float | None
-    """Smallest rise of the loss that the test at ``largest_passed`` could have shown."""
+    rises: tuple[tuple[float, float, float] | None, ...]
+    """Loss over that at the smallest batch less 1, with one-sided bounds; None where it diverged."""
+    passed: int
+    """Largest batch up to which every one is shown to rise less than the tolerance."""
+    worse: int | None
+    """Smallest batch from which on every one is shown to rise more; None where the largest is not."""
 
 
 class Critical(Record):
@@ -101,8 +101,9 @@ class Critical(Record):
     window_examples: int
     """That every branch sees."""
     tolerance: float
+    """Rise of the loss, as a share of it, that does not count."""
     level: float
-    """Chance of stopping too early at a point where all batches are equally good."""
+    """Chance of a wrong statement at either end of an interval."""
     definition: Definition
     """Of the last point."""
     points: tuple[BranchPoint, ...]

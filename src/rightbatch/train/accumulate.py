@@ -43,6 +43,8 @@ class Replica:
     """Surrounds each micro-batch."""
     ranks: Ranks = ALONE
     """The processes that average their gradients."""
+    is_sharded: bool = False
+    """Whether each process holds a part of every gradient."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,8 +170,12 @@ def accumulate_window(
         with replica.sync(index == num_pieces):
             losses.append(_backward(_run(replica, size, batch, divisors), divisors))
 
-    gradients = [p.grad for p in replica.parameters if p.grad is not None]
+    gradients: list[Any] = [p.grad for p in replica.parameters if p.grad is not None]
+    if replica.is_sharded:
+        gradients = [gradient.to_local() for gradient in gradients]
     norms = torch._foreach_norm(gradients)  # pyright: ignore[reportPrivateUsage]
+    if replica.is_sharded:
+        norms = ranks.sum(torch.stack(norms).double().square()).sqrt().unbind()
     totals, found, told, lengths = _tell(losses, norms, signals(), ranks)
     factor = 1 / loss_scale
     if len(totals) == 1:

@@ -35,6 +35,7 @@ def train(  # noqa: PLR0913 - what a run is, and then how it is watched and kept
     resume: bool = False,
     saving: Saving = DEFAULT_SAVING,
     meter: MakeMeter | None = None,
+    shard: bool = False,
 ) -> Run:
     """Train a fresh model by the plan; the same seed gives the same bits on one thread.
 
@@ -52,13 +53,16 @@ def train(  # noqa: PLR0913 - what a run is, and then how it is watched and kept
         saving: when checkpoints are made.
         meter: of the gradient noise while training, such as ``rb.NoiseMeter``; its estimates go to
             the metrics, and a batch schedule by noise follows them.
+        shard: hold a part of weights, gradients and optimizer state in each process (FSDP2), where
+            otherwise each holds all.
 
     Returns:
         What happened. A target reached, an interruption and a divergence are outcomes, not errors.
 
     Raises:
         InvalidInputError: the plan does not fit the task, the folder holds another run or, to be
-            resumed, none, a checkpoint is damaged or cannot be written, or an update has no target.
+            resumed, none, a checkpoint is damaged or cannot be written, an update has no target, or
+            the run cannot be sharded.
         InvalidTaskError: the task cannot be trained as it stands.
         KeyboardInterrupt: a second Ctrl-C; what was saved until then is kept.
     """
@@ -71,6 +75,10 @@ def train(  # noqa: PLR0913 - what a run is, and then how it is watched and kept
     if meter is None and BatchGrowth.of(plan) is not None:
         found, hint = "a batch that follows the noise, and no meter", "meter=rb.NoiseMeter"
         raise InvalidInputError(found, need="a meter of the noise", hint=hint)
+    if shard:
+        from rightbatch.train.sharding import check_sharding
+
+        check_sharding(plan, ranks, has_meter=meter is not None)
     task = replace(task, target=plan.target or task.target)
     windows = Windows.of(plan, task.num_train_examples, seed, max_updates, ranks)
     # Before anything is built: this refuses a warmup that is longer than the run.
@@ -93,6 +101,7 @@ def train(  # noqa: PLR0913 - what a run is, and then how it is watched and kept
         device=device,
         ranks=ranks,
         every_parameter_used=check_run(task, plan, windows, device),
+        shard=shard,
     )
     record = RunRecord(
         path,
@@ -115,7 +124,7 @@ def train(  # noqa: PLR0913 - what a run is, and then how it is watched and kept
         updater.discard()
         if end.outcome.can_resume:
             training.save()
-        record.save_weights("final", updater.model)
+        record.save_weights("final", updater.whole_model())
         if updater.averaged is not None:
             record.save_weights("ema", updater.averaged.module)
         run = Run(

@@ -212,7 +212,7 @@ class RunRecord:
         self._checkpoints.save(manifest, tensors, texts)
 
     def save_weights(self, name: str, model: nn.Module) -> None:
-        """Save a state dict that loads strictly into a fresh model.
+        """Save a state dict that loads strictly into a fresh model; whole on the first process.
 
         Raises:
             InvalidInputError: the file cannot be written.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
@@ -97,16 +98,30 @@ def check_shapes(found: Tensors, wanted: Tensors, what: str) -> None:
             raise InvalidInputError(f"{what} {name!r} is {saved}", need=f"{here}", hint=hint)
 
 
-def load_optimizer(optimizer: Optimizer, text: str, tensors: Tensors) -> None:
+def load_optimizer(
+    optimizer: Optimizer, text: str, tensors: Tensors, split: Callable[[Tensor, Tensor], Tensor] | None
+) -> None:
     """Give an optimizer back what ``pack`` took from its ``state_dict``.
+
+    Args:
+        optimizer: over the same parameters.
+        text: the JSON.
+        tensors: named in it, whole.
+        split: from a whole tensor and its parameter to this process's part, if weights are sharded.
 
     Raises:
         InvalidInputError: it is the state of another optimizer, or of other parameters.
     """
     state = unpack(text, tensors)
     try:
+        if split is not None:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            for index, values in state["state"].items():
+                for name, value in values.items():
+                    if isinstance(value, Tensor):
+                        values[name] = split(value, parameters[index])
         optimizer.load_state_dict(state)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         found = f"optimizer state that does not fit: {error}"
         hint = "resume with the plan and model that the run was started with"
         raise InvalidInputError(found, need="that of this optimizer", hint=hint) from error

@@ -170,7 +170,10 @@ class Training:
         if updater.back_off(gradient):
             record.add_skipped(gradient, window.num_examples)
             return None
-        suspects = self.ranks.first(lambda: find_suspects(self.task, self.windows, window, updater))
+        model = updater.whole_model()
+        suspects = self.ranks.first(
+            lambda: find_suspects(self.task, self.windows, window, model, updater.device)
+        )
         return End(Outcome.DIVERGED, not_finite(gradient, record.updates, suspects), suspects)
 
     def _evaluate(self, validation: Any) -> End | None:
@@ -180,10 +183,11 @@ class Training:
             InvalidInputError: the rate is to follow a metric, and none is named to judge by.
         """
         record, updater, target = self.record, self.updater, self.task.target
+        evaluated = updater.whole_model() if updater.averaged is None else updater.averaged.module
         metrics = self.ranks.first(
             lambda: evaluate(
                 self.task,
-                updater.evaluated,
+                evaluated,
                 validation,
                 updater.device,
                 precision=updater.plan.precision,
@@ -196,7 +200,7 @@ class Training:
             sign = 1 if judge.higher_is_better else -1
             score = sign * metrics[judge.metric]
             if all(score > sign * made.metrics[judge.metric] for made in record.evaluations):
-                record.save_weights("best", updater.evaluated)
+                record.save_weights("best", evaluated)
             if self._plateau is not None:
                 self._plateau.see(score)
         elif self._plateau is not None:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
+from torch import nn
 
 from rightbatch.tasks.build import collate, compute_loss, to_device
 from rightbatch.tasks.task import Task
 from rightbatch.train.accumulate import WindowGradient
 from rightbatch.train.sampler import Window, Windows
-from rightbatch.train.update import Updater
 
 FIRST_UPDATES = 10  # whose mean loss is the level to compare with
 RUNAWAY_FACTOR, RUNAWAY_UPDATES = 10.0, 50
@@ -82,26 +81,28 @@ def bad_metrics(metrics: dict[str, float], updates: int) -> str | None:
     return f"{where}; check `evaluate`, or lower learning_rate"
 
 
-def find_suspects(task: Task, windows: Windows, window: Window, updater: Updater) -> tuple[int, ...]:
+def find_suspects(
+    task: Task, windows: Windows, window: Window, model: nn.Module, device: str
+) -> tuple[int, ...]:
     """Indices of an update's examples whose loss is not finite one by one, in evaluation mode.
 
     Where none is, all of the update's: then they do it together, or the gradient does.
     """
     order = windows.order(window.epoch)[window.start : window.start + window.num_examples]
     indices = tuple(int(index) for index in order)
-    model = updater.model.eval()
+    model.eval()
     try:
         with torch.no_grad():
             bad = tuple(
                 index
                 for index in indices[:_MOST_SUSPECTS]
-                if not _is_finite(task, model, index, updater)
+                if not _is_finite(task, model, index, device)
             )
     finally:
         model.train()
     return bad or indices
 
 
-def _is_finite(task: Task, model: Any, index: int, updater: Updater) -> bool:
-    batch = to_device(collate(task, [index]), updater.device)
+def _is_finite(task: Task, model: nn.Module, index: int, device: str) -> bool:
+    batch = to_device(collate(task, [index]), device)
     return bool(compute_loss(task.loss, model, batch, num_examples=1).total.isfinite())

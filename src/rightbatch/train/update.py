@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -30,6 +30,9 @@ from rightbatch.train.state import (
     random_state,
     set_random_state,
 )
+
+if TYPE_CHECKING:
+    from rightbatch.train.sharding import Sharded
 
 
 @dataclass(slots=True)
@@ -67,6 +70,7 @@ class Updater:
         device: str,
         ranks: Ranks = ALONE,
         every_parameter_used: bool = True,
+        shard: bool = False,
     ) -> None:
         """Build model, optimizer and average afresh; schedules run over ``total_examples``."""
         self._task, self.plan, self.device, self._ranks = task, plan, device, ranks
@@ -76,6 +80,11 @@ class Updater:
         self.model = planned_model(task, plan, device, seed)
         if plan.checkpointing:
             apply_checkpointing(self.model)
+        self._sharded: Sharded | None = None
+        if shard:
+            from rightbatch.train.sharding import Sharded
+
+            self._sharded = Sharded(self.model, self._forward, ranks, device)
         self.optimizer = build_optimizer(plan, self.model, plan.learning_rate)
         self.averaged: AveragedModel | None = None
         if plan.ema_decay is not None:
@@ -89,24 +98,28 @@ class Updater:
         self._group_rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         self.wrapped: nn.Module = self.model
         """What the loss is computed with: the model, or the replica that DDP joins to the others."""
-        if ranks.count > 1:
-            self.wrapped = replicate(
+        forward, sync = self._forward, sync_of(self.model)
+        if self._sharded is not None:
+            forward, sync = self._sharded.forward, self._sharded.sync
+        elif ranks.count > 1:
+            forward = self.wrapped = replicate(
                 self.model, self._forward, every_parameter_used=every_parameter_used
             )
+            sync = sync_of(self.wrapped)
         self._replica = Replica(
             model=self.model,
             parameters=self._parameters,
-            forward=self._forward if self.wrapped is self.model else self.wrapped,
-            sync=sync_of(self.wrapped),
+            forward=forward,
+            sync=sync,
             ranks=ranks,
+            is_sharded=shard,
         )
         if not ranks.is_first:  # the weights are the first one's; what dropout draws is one's own
             seed_everything(seed, 2, ranks.rank)
 
-    @property
-    def evaluated(self) -> nn.Module:
-        """The model that evaluation sees: the average where one is kept."""
-        return self.model if self.averaged is None else self.averaged.module
+    def whole_model(self) -> nn.Module:
+        """The model with all its weights on the first process; every process must ask."""
+        return self.model if self._sharded is None else self._sharded.whole_model()
 
     def rate_at(self, examples_seen: float, batch_size: int) -> float:
         """The plan's learning rate at a point of the run, for a global batch."""
@@ -124,6 +137,8 @@ class Updater:
         self, window: Window, batches: Iterator[Any], signals: Callable[[], Sequence[float]] = tuple
     ) -> WindowGradient:
         """Leave in ``.grad`` the gradient of a window, taking its micro-batches from ``batches``."""
+        if self._sharded is not None:
+            self._sharded.share_buffers()
         sized = zip(window.micro_batch_sizes, batches, strict=False)
         return accumulate_window(
             self._replica,
@@ -198,6 +213,8 @@ class Updater:
         if self.averaged is not None:
             average = self.averaged.state_dict().items()
             tensors |= {f"average.{name}": value for name, value in average}
+        if self._sharded is not None:
+            tensors = self._sharded.gather(tensors)
         randoms = self._ranks.gather(random_state(torch.device(self.device)))
         for rank, random in enumerate(randoms):
             tensors |= {f"random.{rank}.{name}": value for name, value in random.items()}
@@ -216,14 +233,20 @@ class Updater:
             return {n.removeprefix(start): t for n, t in tensors.items() if n.startswith(start)}
 
         kept = part("model")
-        check_shapes(kept, self.model.state_dict(), "weight")
+        here = self.model.state_dict()
+        check_shapes(kept, here, "weight")
         average = part("average")
         wanted = {} if self.averaged is None else self.averaged.state_dict()
         check_shapes(average, wanted, "averaged weight")
+        split = None
+        if self._sharded is not None:
+            from rightbatch.train.sharding import split_like as split
+
+            kept = {name: split(value, here[name]) for name, value in kept.items()}
         self.model.load_state_dict(kept)
         if self.averaged is not None:
             self.averaged.load_state_dict(average)
-        load_optimizer(self.optimizer, texts.get("optimizer", ""), tensors)
+        load_optimizer(self.optimizer, texts.get("optimizer", ""), tensors, split)
         value, good_updates = json.loads(texts.get("loss_scale", "[1.0, 0]"))
         self.loss_scale = LossScale(float(value), int(good_updates))
         for buffer, copy in self._buffers:

@@ -2,8 +2,9 @@
 
 From one point of training, weights and optimizer state and all, branches go on at batch k x today's
 with the rate that the rule gives, over the same examples in the same order; B* is the largest batch
-whose loss at the end is as low as that of the smaller ones (Merrill et al. 2025, arXiv:2505.23971,
-Sec. 3.1). Paired seeds and a one-sided test stand where the paper has a fixed tolerance.
+whose loss at the end keeps up (Merrill et al. 2025, arXiv:2505.23971, Sec. 3.1). Where the paper
+compares single runs within a tolerance, one-sided tests on paired seeds show on which side of it a
+batch lies, and what they leave open is the interval.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from rightbatch.tasks.check import check_task, evaluate
 from rightbatch.tasks.task import Task
 from rightbatch.validate.branching import branch, plan_for
 from rightbatch.validate.ledger import finished, same_question, sole_owner
-from rightbatch.validate.one_sided import first_worse
+from rightbatch.validate.one_sided import Bounds, keeps_up
 
 CRITICAL = "critical.json"
 LEVEL = 0.05
@@ -80,7 +81,7 @@ def measure_critical(
     out: Path | str,
     points: Sequence[float] = (0.05, 0.2, 0.5),
     seeds: int = 5,
-    tolerance: float = 0.0,
+    tolerance: float = 0.05,
     device: str = "cpu",
     on_progress: OnProgress | None = None,
 ) -> Critical:
@@ -92,7 +93,7 @@ def measure_critical(
         out: folder of the work.
         points: shares of the recipe's run at which branches begin.
         seeds: of weights and order; branches of one seed are paired.
-        tolerance: rise of the loss that does not count.
+        tolerance: rise of the loss, as a share of it, that does not count.
         device: as torch names it.
         on_progress: called after each seed of a point.
 
@@ -151,9 +152,9 @@ def _question(
     if not points or min(points) < 0 or max(points) > 1:
         found, hint = f"points {', '.join(f'{p:g}' for p in points)}", "--points 0.05,0.2,0.5"
         raise InvalidInputError(found, need="shares of the recipe's run, from 0 to 1", hint=hint)
-    if seeds < 2 or not 0 <= tolerance < math.inf:
+    if seeds < 2 or not 0 < tolerance < math.inf:
         found, hint = f"{seeds} seed(s) and tolerance {tolerance:g}", "--seeds 5"
-        raise InvalidInputError(found, need="2 seeds or more, and a tolerance of 0 or more", hint=hint)
+        raise InvalidInputError(found, need="2 seeds or more, and a tolerance above 0", hint=hint)
     whole = facts.recipe.total_examples(facts.recipe.batch_size, num)
     # A quarter must be a whole number of updates, also of the largest batch.
     unit = LOOKS * batch_sizes[-1]
@@ -207,11 +208,19 @@ def _loss(setting: _Setting, model: Any) -> float:
     return evaluate(plain, model, setting.evaluated, setting.asked.device)["loss"]
 
 
+def _shares_of(rise: Bounds) -> tuple[float, float, float] | None:
+    """A log ratio and its bounds as shares."""
+    if not math.isfinite(rise.value):
+        return None
+    return math.expm1(rise.value), math.expm1(rise.low), math.expm1(rise.high)
+
+
 def _summarise(asked: CriticalQuestion, rows: dict[int, list[tuple[float | None, ...]]]) -> Critical:
     """Test every point, and name what was found at the last.
 
     Raises:
-        MeasurementError: the smallest batch, which all others are held against, diverged.
+        MeasurementError: the smallest batch, which all others are held against, diverged, or a loss is
+            not positive.
     """
     points: list[BranchPoint] = []
     for seen, losses in rows.items():
@@ -220,20 +229,23 @@ def _summarise(asked: CriticalQuestion, rows: dict[int, list[tuple[float | None,
             found = f"branches at batch {asked.batch_sizes[0]} after {seen:,} examples diverged"
             hint = "lower Recipe.lr, or begin with a larger batch: --batch 32:1024"
             raise MeasurementError(found, need="a smallest batch that trains", hint=hint)
-        stop = first_worse(values, tolerance=asked.tolerance, level=LEVEL)
+        if not (values > 0).all():
+            found, hint = f"a mean loss of {values.min():.3g}", "add a constant to the loss"
+            raise MeasurementError(found, need="positive losses, whose ratio says something", hint=hint)
+        shown = keeps_up(values, tolerance=math.log1p(asked.tolerance), level=LEVEL)
         sizes = asked.batch_sizes
         points.append(
             BranchPoint(
                 examples_seen=seen,
                 batch_sizes=sizes,
                 losses=tuple(losses),
-                largest_passed=sizes[-1 if stop.at is None else stop.at - 1],
-                first_worse=None if stop.at is None else sizes[stop.at],
-                resolution=stop.resolution,
+                rises=tuple(_shares_of(rise) for rise in shown.rises),
+                passed=sizes[shown.passed],
+                worse=None if shown.worse is None else sizes[shown.worse],
             )
         )
     last = points[-1]
-    low, high = last.largest_passed, last.first_worse
+    low, high = last.passed, last.worse
     return Critical(
         task=asked.task,
         seeds=asked.seeds,
@@ -245,7 +257,8 @@ def _summarise(asked: CriticalQuestion, rows: dict[int, list[tuple[float | None,
             value=None if high is None else math.sqrt(low * high),
             low=float(low),
             high=None if high is None else float(high),
-            meaning="largest batch whose loss keeps up after the same examples, from one point",
+            meaning=f"largest batch whose loss after the same examples from one point is at most"
+            f" {asked.tolerance:.0%} above that of batch {asked.batch_sizes[0]}",
             source="Merrill et al. 2025, arXiv:2505.23971, Sec. 3.1",
         ),
         points=tuple(points),

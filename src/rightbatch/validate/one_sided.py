@@ -1,4 +1,4 @@
-"""From which column on are losses worse? One-sided paired tests, with the chance of a false stop kept."""
+"""Up to which column do losses keep up? One-sided paired tests from both ends of a row of batches."""
 
 from __future__ import annotations
 
@@ -11,36 +11,52 @@ from numpy.typing import NDArray
 from rightbatch.validate.student import t_quantile
 
 
-class Stop(NamedTuple):
-    """The first column shown to be worse than those before it."""
+class Bounds(NamedTuple):
+    """Rise of one column over the first, as a log ratio, with its one-sided bounds."""
 
-    at: int | None
-    """Its place; None where none was."""
-    resolution: float | None
-    """Smallest rise that the last test which passed could have shown; None where none did."""
+    value: float
+    low: float
+    high: float
 
 
-def first_worse(losses: NDArray[np.float64], *, tolerance: float, level: float) -> Stop:
-    """Walk along the columns while none is shown to be worse than the mean of those that passed.
+class KeepsUp(NamedTuple):
+    """What is shown: up to which column the rise is tolerable, and from which on it is not."""
 
-    Each test is Student's on paired differences, one-sided, at ``level`` over the number of tests
-    (Bonferroni), so that a stop where all columns are equal has at most the chance ``level``.
+    passed: int
+    """Last column up to which every one is shown to rise less than the tolerance."""
+    worse: int | None
+    """First column from which on every one is shown to rise more; None where the last is not."""
+    rises: tuple[Bounds, ...]
+
+
+def keeps_up(losses: NDArray[np.float64], *, tolerance: float, level: float) -> KeepsUp:
+    """Test each column's rise over the first against a tolerance, on paired logarithms.
+
+    Columns are tested upwards until one is not shown to keep up, and downwards from the last until
+    one is not shown to rise: in such a fixed order each whole chain errs with the chance ``level`` of
+    a single test (Maurer, Hothorn and Lehmacher 1995), and no correction for many tests is due.
 
     Args:
-        losses: [seeds, columns]; at least 2 seeds, infinite where a run diverged. The first column
-            must be finite.
-        tolerance: rise that does not count.
-        level: chance of stopping although nothing rises.
+        losses: [seeds, columns], positive; at least 2 seeds. Infinite where a branch diverged, which
+            counts as a rise; the first column is finite.
+        tolerance: log ratio that does not count.
+        level: chance of a wrong statement at either end.
     """
-    seeds, columns = losses.shape
-    resolution = None
-    quantile = t_quantile(1 - level / max(columns - 1, 1), seeds - 1)
+    logs = np.log(losses)
+    seeds, columns = logs.shape
+    quantile = t_quantile(1 - level, seeds - 1)
+    rises = [Bounds(0.0, 0.0, 0.0)]
     for at in range(1, columns):
-        rise = losses[:, at] - losses[:, :at].mean(axis=1) - tolerance
+        rise = logs[:, at] - logs[:, 0]
         if not np.isfinite(rise).all():
-            return Stop(at, resolution)
-        half = quantile * float(rise.std(ddof=1)) / math.sqrt(seeds)
-        if float(rise.mean()) > half:
-            return Stop(at, resolution)
-        resolution = half + tolerance
-    return Stop(None, resolution)
+            rises.append(Bounds(math.inf, math.inf, math.inf))
+            continue
+        mean, half = float(rise.mean()), quantile * float(rise.std(ddof=1)) / math.sqrt(seeds)
+        rises.append(Bounds(mean, mean - half, mean + half))
+    passed = 0
+    while passed + 1 < columns and rises[passed + 1].high < tolerance:
+        passed += 1
+    worse = columns
+    while worse > 1 and rises[worse - 1].low > tolerance:
+        worse -= 1
+    return KeepsUp(passed, worse if worse < columns else None, tuple(rises))

@@ -32,6 +32,8 @@ from rightbatch.validate.ledger import finished
 
 FACTORS = (1.0, 0.5, 2.0)
 MOST_RATES = 6
+AS_GOOD = 1.05
+"""Steps over the fewest up to which a rate on the edge asks for one beyond."""
 HOPELESS = 2.0
 EVALUATIONS = 100
 """In the longest run; the target is met on the line between two."""
@@ -85,9 +87,7 @@ def _run_batch(study: SweepStudy, size: int) -> Iterator[Arm]:
         yield arm
         at += 1
         if at == len(factors) and len(factors) < MOST_RATES:
-            best = min(updates, key=updates.__getitem__)
-            if math.isfinite(updates[best]) and best in {min(factors), max(factors)}:
-                factors.append(best * (2.0 if best == max(factors) else 0.5))
+            factors += _beyond(updates)
     order = sorted(factors, key=updates.__getitem__)
     for seed in range(1, study.seeds):
         shortest = math.inf
@@ -96,6 +96,17 @@ def _run_batch(study: SweepStudy, size: int) -> Iterator[Arm]:
             if arm.outcome == "reached":
                 shortest = min(shortest, arm.updates)
             yield arm
+
+
+def _beyond(updates: dict[float, float]) -> list[float]:
+    """The next rate beyond an outermost one that is best, or as good as the best."""
+    good = AS_GOOD * min(updates.values())
+    if not math.isfinite(good):
+        return []
+    low, high = min(updates), max(updates)
+    if updates[high] <= good:
+        return [2.0 * high]
+    return [0.5 * low] if updates[low] <= good else []
 
 
 def _arm(study: SweepStudy, size: int, factor: float, seed: int, shortest: float) -> Arm:

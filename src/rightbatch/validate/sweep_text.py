@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rightbatch.core.plan import Interval
-from rightbatch.core.sweep import Critical, Definition, Sweep
+from rightbatch.core.sweep import BranchPoint, Critical, Definition, Sweep
 from rightbatch.report.sentences import interval_text
 from rightbatch.report.tables import Table
 
@@ -58,48 +58,45 @@ def sweep_lines(sweep: Sweep) -> list[str]:
 
 
 def branch_table(critical: Critical) -> Table:
-    """Loss by batch size at each point of training, means over seeds."""
+    """Loss by batch size at each point of training: geometric mean rise over the smallest batch."""
     sizes = critical.points[0].batch_sizes
     rows: list[tuple[str, ...]] = []
     for point in critical.points:
-        columns = zip(*point.losses, strict=True)
-        means = [
-            _mean([value for value in column if value is not None], len(point.losses))
-            for column in columns
-        ]
-        last = f"{point.largest_passed} to {point.first_worse or 'more'}"
-        rows.append((f"{point.examples_seen:,}", *means, last))
-    names = ("examples seen", *(f"loss at {size}" for size in sizes), "critical")
+        base = [row[0] for row in point.losses if row[0] is not None]
+        rises = ["diverged" if rise is None else f"{rise[0]:+.1%}" for rise in point.rises[1:]]
+        rows.append((f"{point.examples_seen:,}", f"{sum(base) / len(base):.4f}", *rises, _between(point)))
+    names = ("examples seen", f"loss at {sizes[0]}", *(f"at {size}" for size in sizes[1:]), "critical")
     return Table(columns=names, rows=tuple(rows))
 
 
 def critical_lines(critical: Critical) -> list[str]:
     """What the branches say beside their table."""
     last = critical.points[-1]
+    first = last.batch_sizes[0]
     lines = [
-        f"Branches of {critical.window_examples:,} examples from one point, {critical.seeds} paired seeds,"
-        f" rates by rule; training loss at the end. A batch fails where its loss is shown to be higher"
-        f" than that of the smaller ones by more than {critical.tolerance:g}; {critical.level:.0%} is the"
-        f" chance of stopping too early at a point where all are equal."
+        f"Branches of {critical.window_examples:,} examples, {critical.seeds} paired seeds, rates by rule;"
+        f" training loss at the end. A batch keeps up where its loss is shown to be less than"
+        f" {critical.tolerance:.0%} above that of batch {first}, and fails where it is shown to be more;"
+        f" either statement is wrong in at most {critical.level:.0%}.",
+        f"After {last.examples_seen:,} examples: critical batch size {_between(last)}.",
     ]
-    if last.first_worse is None:
-        lines.append(
-            f"Undecided: no batch up to {last.largest_passed} was shown to be worse. Ask for more seeds,"
-            " larger batches or longer branches."
-        )
-    else:
-        what = f"critical batch size between {last.largest_passed} and {last.first_worse}"
-        lines.append(f"After {last.examples_seen:,} examples: {what}.")
-    if last.resolution is not None:
-        lines.append(
-            f"At batch {last.largest_passed} the test could not have seen a rise of the loss below"
-            f" {last.resolution:.2g}."
-        )
+    open_ones = [
+        size
+        for size in last.batch_sizes
+        if last.passed < size < (last.worse if last.worse is not None else size + 1)
+    ]
+    if open_ones:
+        sizes = ", ".join(map(str, open_ones))
+        lines.append(f"Not shown either way: batch {sizes}. More --seeds narrow it.")
+    elif last.worse is None:
+        lines.append("The largest batch keeps up: branch at larger ones to find where it ends.")
     return lines
 
 
-def _mean(values: list[float], wanted: int) -> str:
-    return "diverged" if len(values) < wanted else f"{sum(values) / len(values):.4f}"
+def _between(point: BranchPoint) -> str:
+    if point.worse is None:
+        return f"{point.passed} or more"
+    return f"{point.passed} to {point.worse}"
 
 
 def _interval(one: Definition) -> str:

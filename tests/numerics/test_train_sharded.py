@@ -1,0 +1,179 @@
+"""Weights in shards over two processes are trained as on one, and go on on any number."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from ranks import run_ranks
+from rightbatch.core.errors import InvalidInputError, InvalidTaskError
+from rightbatch.core.plan import Plan
+from rightbatch.core.recipe import Recipe
+from rightbatch.core.run import Outcome, Run
+from rightbatch.tasks.task import Loss, Task
+from rightbatch.train.loop import train
+
+GENERATOR = torch.Generator().manual_seed(0)
+X = torch.randn(26, 3, dtype=torch.float64, generator=GENERATOR)
+WEIGHT = torch.arange(1, 27, dtype=torch.float64).remainder(3)[:, None]
+RECIPE = Recipe(optimizer="adamw", lr=0.02, batch_size=6, epochs=2, schedule="cosine", clip_norm=0.5)
+
+
+class Centre(nn.Module):
+    """Its statistics are used while training, so that every process must have the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(5, dtype=torch.float64))
+        self.layer = nn.Linear(5, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(0)
+        return torch.tanh(self.layer(x - self.mean))
+
+
+class Net(nn.Module):
+    """Repeated blocks, a call beside ``forward``, parameters without a row for every process."""
+
+    def __init__(self, make_block: Any) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(3, 5), nn.Linear(5, 1)
+        self.blocks = nn.ModuleList(make_block() for _ in range(2))
+        self.unused = nn.Parameter(torch.ones(2))
+
+    def encode(self, x: Tensor) -> Tensor:
+        code = self.first(x)
+        for block in self.blocks:
+            code = block(code)
+        return code
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.encode(x))
+
+
+def plain() -> nn.Module:
+    return Net(lambda: nn.Sequential(nn.Linear(5, 5), nn.Tanh())).double()
+
+
+def with_statistics() -> nn.Module:
+    return Net(Centre).double()
+
+
+def tied() -> nn.Module:
+    net = with_statistics()
+    net.blocks[1].layer.weight = net.blocks[0].layer.weight  # type: ignore[union-attr]
+    return net
+
+
+def two_terms(model: Any, batch: tuple[Tensor, Tensor]) -> dict[str, Loss]:
+    x, weight = batch
+    error = (weight * (model(x) - x.sum(1, keepdim=True)).square()).sum()
+    code = 0.1 * model.encode(x).square().sum()
+    return {"error": Loss(error, weight.sum()), "code": Loss(code, len(x))}
+
+
+def task(x: Tensor = X, model: Any = plain) -> Task:
+    return Task(
+        name="sharded",
+        model=model,
+        train_data=TensorDataset(x, WEIGHT),
+        valid_data=TensorDataset(X[:7], WEIGHT[:7]),
+        loss=two_terms,
+        evaluate=lambda model, batches: {"loss": float(sum(model(x).sum() for x, _ in batches))},
+        recipe=RECIPE,
+    )
+
+
+PLAN = Plan.from_recipe(RECIPE, "sharded", micro_batch_size=2, accumulation_steps=3)
+WHOLE = Plan.from_recipe(RECIPE, "sharded", micro_batch_size=3, accumulation_steps=2)
+
+
+class Found(NamedTuple):
+    run: Run
+    nan: Run
+    refused: list[str]
+
+
+def refusal(folder: Path, plan: Plan = PLAN, **how: Any) -> str:
+    made = task(model=how.pop("model", plain))
+    with pytest.raises((InvalidInputError, InvalidTaskError), match="shard=False") as caught:
+        train(made, plan, folder, shard=True, **how)
+    return str(caught.value)
+
+
+def work(folder: Path) -> Found:
+    bad = X.clone()
+    bad[3] = torch.nan
+    nan = train(task(bad), PLAN, folder / "nan", shard=True)
+    train(task(), PLAN.replace(checkpointing=True), folder / "checkpointed", shard=True)
+    for shard in (False, True):
+        train(task(model=with_statistics), WHOLE, folder / f"statistics-{shard}", shard=shard)
+    refused = [
+        refusal(folder / "none", PLAN.replace(ema_decay=0.9)),
+        refusal(folder / "none", meter=lambda *given: None),
+        refusal(folder / "none", model=tied),
+    ]
+    return Found(train(task(), PLAN, folder / "run", 0, 4, shard=True), nan, refused)
+
+
+def go_on(folder: Path) -> Run:
+    return train(task(), PLAN, folder / "run", resume=True, shard=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("sharded")
+
+
+@pytest.fixture(scope="module")
+def two(folder: Path) -> list[Found]:
+    return run_ranks(2, work, folder)
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path) -> Run:
+    return train(task(), PLAN, folder / "alone")
+
+
+def same_weights(folder: Path, found: str, wanted: str) -> None:
+    for name in ("final", "best"):
+        ours, theirs = (
+            load_file(folder / run / "checkpoints" / f"{name}.safetensors") for run in (found, wanted)
+        )
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_a_run_on_two_shards_then_one_process_then_three_shards_is_the_run_on_one(
+    folder: Path, two: list[Found], alone: Run
+) -> None:
+    assert [found.run.updates for found in two] == [4, 4]
+    assert train(task(), PLAN, folder / "run", 0, 7, resume=True).updates == 7
+    assert {run.updates for run in run_ranks(3, go_on, folder)} == {alone.updates}
+    same_weights(folder, "run", "alone")
+
+
+@pytest.mark.usefixtures("two", "alone")
+def test_checkpointed_blocks_are_trained_as_others(folder: Path) -> None:
+    same_weights(folder, "checkpointed", "alone")
+
+
+@pytest.mark.usefixtures("two")
+def test_statistics_are_those_of_whole_replicas(folder: Path) -> None:
+    same_weights(folder, "statistics-True", "statistics-False")
+
+
+def test_a_bad_example_is_named_although_no_process_has_whole_weights(two: list[Found]) -> None:
+    assert {(found.nan.outcome, found.nan.suspects) for found in two} == {(Outcome.DIVERGED, (3,))}
+
+
+def test_what_needs_whole_weights_is_refused(tmp_path: Path, two: list[Found]) -> None:
+    average, meter, shared = two[1].refused
+    assert average.startswith("sharding with ema_decay = 0.9; need 2 processes or more")
+    assert meter.startswith("sharding with a meter of the gradient noise; need 2 processes")
+    assert shared.startswith("parameter 'blocks.1.layer.weight' is shared between parts of the model")
+    assert refusal(tmp_path).startswith("sharding over 1 process; need 2 processes or more")

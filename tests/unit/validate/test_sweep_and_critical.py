@@ -1,0 +1,153 @@
+"""Sweeps and branches of a tiny task: each run once, answers with every run behind them."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+import tiny
+from rightbatch.core.errors import InvalidInputError, InvalidTaskError, MeasurementError
+from rightbatch.core.recipe import Recipe, Target
+from rightbatch.core.store import read_record
+from rightbatch.core.sweep import Arm, Critical, Sweep
+from rightbatch.tasks.task import Task
+from rightbatch.validate import critical as critical_module
+from rightbatch.validate import sweep as sweep_module
+from rightbatch.validate.critical import CRITICAL, measure_critical
+from rightbatch.validate.sweep_session import SWEEP, SweepQuestion, summarise, sweep
+from rightbatch.validate.sweep_text import branch_table, critical_lines, steps_table, sweep_lines
+
+SIZES = [2, 4, 8, 16]
+
+
+def task(**changes: object) -> Task:
+    recipe = Recipe(optimizer="sgd", lr=0.02, batch_size=8, epochs=30)
+    values = {"recipe": recipe, "target": Target("mse", 0.5, higher_is_better=False)}
+    return tiny.task(**(values | changes))
+
+
+def arm(size: int, factor: float, seed: int, updates: float, outcome: str = "reached") -> Arm:
+    return Arm(
+        batch_size=size,
+        factor=factor,
+        learning_rate=0.1 * factor,
+        seed=seed,
+        outcome=outcome,  # type: ignore[arg-type]
+        updates=updates,
+        value=0.5,
+    )
+
+
+def question(sizes: list[int]) -> SweepQuestion:
+    return SweepQuestion(
+        task="tiny",
+        fingerprint="",
+        target=Target("mse", 0.5, higher_is_better=False),
+        batch_sizes=tuple(sizes),
+        seeds=2,
+        most_examples=1000,
+        device="cpu",
+    )
+
+
+def test_a_sweep_trains_each_arm_once_and_reads_back_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = sweep(task(), SIZES, out=tmp_path, seeds=2, noise_seconds=0)
+    assert read_record(tmp_path / SWEEP, Sweep) == found
+    assert {a.batch_size for a in found.arms} == set(SIZES)
+    for size in SIZES:
+        rates = [{a.factor for a in found.arms if (a.batch_size, a.seed) == (size, s)} for s in (0, 1)]
+        assert rates[0] == rates[1] >= {0.5, 1.0, 2.0}
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(sweep_module, "_train_arm", refuse)
+    assert sweep(task(), SIZES, out=tmp_path, seeds=2, noise_seconds=0) == found
+    assert [row[0] for row in steps_table(found).rows] == [f"{p.batch_size}" for p in found.points]
+
+
+def test_an_arm_counts_updates_to_where_the_metric_crosses_the_target(tmp_path: Path) -> None:
+    found = sweep(task(), SIZES, out=tmp_path, seeds=1, noise_seconds=0)
+    reached = [a for a in found.arms if a.outcome == "reached" and (a.batch_size, a.factor) == (8, 1.0)]
+    (one,) = reached
+    # Full gradient descent on this task as a check of scale: updates are counted, not examples.
+    assert 1 <= one.updates <= 2 * 30 * 6
+    assert one.value is not None
+    assert one.value > 0.5  # at the last evaluation before
+
+
+def test_censored_arms_are_kept_and_named_and_left_out_of_the_fit() -> None:
+    arms = [arm(b, 1.0, s, 10 * (1 + 8 / b)) for b in (2, 8, 32) for s in (0, 1)]
+    arms += [arm(64, 1.0, 0, 12.0), arm(64, 1.0, 1, 15.0, "censored")]
+    found = summarise(arms, question([2, 8, 32, 64]))
+    assert found.missed == (64,)
+    assert len(found.arms) == 8
+    assert found.critical_batch_size.value == pytest.approx(8, rel=1e-4)
+    assert "Not in the fit: batch 64" in "\n".join(sweep_lines(found))
+    names = {one.name: one.value for one in found.definitions}
+    assert names["CBS-20"] == pytest.approx(1.2 * 2 + 0.2 * 8, rel=1e-4)
+    assert names["fewest examples"] == 2.0
+    assert [p.regime for p in found.points] == ["diminishing returns"] * 3
+
+
+def test_a_target_that_nothing_reaches_is_said_with_the_number_of_batches_that_did(tmp_path: Path) -> None:
+    hard = task(target=Target("mse", 1e-9, higher_is_better=False))
+    with pytest.raises(MeasurementError, match="reached at 0 batch sizes"):
+        sweep(hard, SIZES, out=tmp_path, seeds=1, noise_seconds=0)
+    assert len([*tmp_path.glob("arms/*.json")]) == 12  # and every run is kept
+
+
+def test_sweeps_that_cannot_answer_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="batch sizes 2, 4 and"):
+        sweep(task(), [2, 4], out=tmp_path)
+    with pytest.raises(InvalidInputError, match="to the 48 training examples"):
+        sweep(task(), [2, 4, 64], out=tmp_path)
+    with pytest.raises(InvalidTaskError, match="no target"):
+        sweep(task(target=None), SIZES, out=tmp_path)
+
+
+def test_branches_are_paired_and_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = measure_critical(task(), [4, 8, 16], out=tmp_path, points=(0.0, 0.5), seeds=2)
+    assert read_record(tmp_path / CRITICAL, Critical) == found
+    assert [point.examples_seen for point in found.points] == [0, 720]
+    assert found.window_examples % (4 * 16) == 0
+    assert [len(point.losses) for point in found.points] == [2, 2]
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(critical_module, "_branches", refuse)
+    assert measure_critical(task(), [4, 8, 16], out=tmp_path, points=(0.0, 0.5), seeds=2) == found
+    assert len(branch_table(found).rows) == 2
+    assert critical_lines(found)
+
+
+def test_equal_branches_keep_up_and_a_batch_that_hardly_moves_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    still = task(recipe=Recipe(optimizer="sgd", lr=1e-9, batch_size=8, epochs=30))
+    found = measure_critical(still, [4, 8, 16], out=tmp_path / "still", points=(0.0,), seeds=2)
+    (point,) = found.points
+    assert (point.passed, point.worse, found.definition.value) == (16, None, None)
+    assert all(rise is not None and abs(rise[0]) < 1e-6 for rise in point.rises)
+    real = critical_module.branch
+
+    def crippled(trunk: object, plan: object, factor: float = 1.0) -> object:
+        slow = getattr(plan, "global_batch_size") == 16
+        return real(trunk, plan, 1e-6 if slow else factor)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(critical_module, "branch", crippled)
+    found = measure_critical(task(), [4, 8, 16], out=tmp_path / "slow", points=(0.0,), seeds=3)
+    assert (found.points[0].passed, found.points[0].worse) == (8, 16)
+    assert found.definition.value == pytest.approx(math.sqrt(8 * 16))
+
+
+def test_branches_that_cannot_answer_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="batch sizes 4, 12"):
+        measure_critical(task(), [4, 12], out=tmp_path)
+    with pytest.raises(InvalidInputError, match=r"points 1\.5"):
+        measure_critical(task(), [4, 8], out=tmp_path, points=(1.5,))
+    with pytest.raises(InvalidInputError, match=r"1 seed"):
+        measure_critical(task(), [4, 8], out=tmp_path, seeds=1)
