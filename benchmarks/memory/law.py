@@ -228,7 +228,7 @@ def main() -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise SystemExit(f"{name} ended with {done.returncode}:\n{done.stderr[-2000:]}")
-        rows[name] = json.loads(done.stdout.splitlines()[-1])
+        rows[name] = json.loads(done.stdout.splitlines()[-1].replace(f"{HERE}/", ""))
         worst = max(abs(size["error_percent"]["predicted"]) for size in rows[name]["sizes"])
         print(
             f"{name}: worst {worst} %, {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True

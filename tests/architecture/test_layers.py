@@ -20,8 +20,9 @@ MAY_IMPORT = {
     "plan": "core fit",
     "report": "core fit plan",
     "sparse": "core tasks measure fit",
+    "validate": "core tasks measure fit plan train",
 }
-TORCH_LAYERS = {"tasks", "measure", "train", "sparse"}
+TORCH_LAYERS = {"tasks", "measure", "train", "sparse", "validate"}
 MAX_LINES = 320
 
 

@@ -26,7 +26,9 @@ def tanh_net() -> nn.Module:
 
 
 def with_batch_norm() -> nn.Module:
-    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Dropout(0.5), nn.Linear(4, 1))
+    return nn.Sequential(
+        nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Dropout(0.5), nn.Linear(4, 1)
+    )
 
 
 def curvature(model: object = tanh_net, **changes: int) -> Curvature:
@@ -67,7 +69,9 @@ def test_eigenvalues_are_those_of_the_whole_hessian(model: object) -> None:
 
 def test_products_are_those_of_the_whole_hessian() -> None:
     found = curvature()
-    vector = torch.randn(len(flat(found)), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    vector = torch.randn(
+        len(flat(found)), dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    )
     torch.testing.assert_close(found.product(vector), dense(found) @ vector, rtol=1e-10, atol=1e-12)
 
 

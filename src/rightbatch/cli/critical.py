@@ -9,8 +9,8 @@ from rightbatch.cli.progress import measure_bar
 from rightbatch.cli.source import Flag, load, option
 from rightbatch.cli.validate import parse_range
 from rightbatch.core.errors import EXIT_DONE, EXIT_FINDING, InvalidInputError
+from rightbatch.report.steps_text import branch_table, critical_lines, definitions_table
 from rightbatch.report.terminal import render
-from rightbatch.validate.sweep_text import branch_table, critical_lines, definitions_table
 
 
 def critical(

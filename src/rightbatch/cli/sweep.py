@@ -11,11 +11,13 @@ from rightbatch.core.errors import EXIT_DONE, EXIT_FINDING
 from rightbatch.report.terminal import render
 
 
-def run_sweep(spec: str, batch_sizes: list[int], *, seeds: int, device: str, out: Path | None) -> Answer:
+def run_sweep(
+    spec: str, batch_sizes: list[int], *, seeds: int, device: str, out: Path | None
+) -> Answer:
     """Sweep a task, save the answer with a picture, and say what it means."""
     from rightbatch.report.steps_plot import write_steps_plot
+    from rightbatch.report.steps_text import definitions_table, steps_table, sweep_lines
     from rightbatch.validate.sweep_session import SWEEP, sweep
-    from rightbatch.validate.sweep_text import definitions_table, steps_table, sweep_lines
 
     task = load(spec, device)
     folder = out or Path(f"rightbatch-{task.name}/sweep")

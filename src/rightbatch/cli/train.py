@@ -42,6 +42,8 @@ def train(  # noqa: PLR0913 - each its own
     checkpoint_every: str = "10m",
     keep: int = 2,
     noise: Flag = False,
+    shard: Flag = False,
+    tensorboard: Flag = False,
     check: Flag = False,
     pin_malloc: Flag = False,
     json: Flag = False,
@@ -62,6 +64,8 @@ def train(  # noqa: PLR0913 - each its own
         checkpoint_every: Longest time to lose, such as 90s or 10m.
         keep: Checkpoints that are kept, the newest ones.
         noise: Meter the gradient noise on the way; where the plan's batch follows it, this is on.
+        shard: Keep a part of weights, gradients and optimizer state in each process (FSDP2), not all.
+        tensorboard: Write TensorBoard events into the run's folder too; needs 'rightbatch[logs]'.
         check: Instead of training, prove in float64 that accumulation is exact for this task.
         pin_malloc: Return large blocks of memory to the system at once, on the CPU.
         json: Print one JSON document on stdout.
@@ -76,11 +80,14 @@ def train(  # noqa: PLR0913 - each its own
     loaded = load(task, device)
     if check:
         return _check(loaded, chosen, device)
+    from rightbatch.train.distributed import restart_count
     from rightbatch.train.loop import Saving
 
     saving = Saving(seconds=option("--checkpoint-every", parse_seconds, checkpoint_every), keep=keep)
     usual = plan.parent / "runs" / plan.stem if plan else Path(f"rightbatch-{loaded.name}/runs/recipe")
-    folder = run or _newest_or_free(usual, resume=resume)
+    is_restart = restart_count() > 0
+    folder = run or _newest_or_free(usual, resume=resume or is_restart)
+    resume = resume or (is_restart and (folder / _START).exists())
     used = chosen or Plan.from_recipe(loaded.recipe, loaded.name)
     if resume and (folder / _START).exists():
         if chosen is None:
@@ -98,6 +105,8 @@ def train(  # noqa: PLR0913 - each its own
             resume=resume,
             saving=saving,
             noise=noise,
+            shard=shard,
+            tensorboard=tensorboard,
         )
     )
 

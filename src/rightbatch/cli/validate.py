@@ -37,7 +37,7 @@ def validate(  # noqa: PLR0913 - each its own
 ) -> Answer:
     """Compare a plan or a batch size with today's recipe over paired seeds.
 
-    Give --plan, --batch or --sweep. Every finished run is kept: the same command goes on where it stopped.
+    Give --plan, --batch or --sweep. Finished runs are kept: the same command goes on where it stopped.
 
     Args:
         task: A built-in name, my_task.py[:name] or package.module:name.
@@ -66,7 +66,9 @@ def validate(  # noqa: PLR0913 - each its own
     if sweep is not None:
         from rightbatch.cli.sweep import run_sweep
 
-        return run_sweep(task, option("--sweep", parse_range, sweep), seeds=seeds, device=device, out=out)
+        return run_sweep(
+            task, option("--sweep", parse_range, sweep), seeds=seeds, device=device, out=out
+        )
     from rightbatch.validate.session import COMPARISON
     from rightbatch.validate.session import validate as run_validation
     from rightbatch.validate.statistics import check_design

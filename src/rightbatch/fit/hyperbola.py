@@ -20,6 +20,7 @@ LEVEL = 0.90
 MIN_SIZES = 3
 WITHIN = 0.2
 """A regime reaches as far as its limit is kept within this share."""
+_REFINEMENTS = 5  # each narrows the grid's spacing by 20
 _GRID = np.exp(np.linspace(math.log(1e-3), math.log(1e3), 241))  # of B_crit over the middle batch
 
 Regime = Literal["perfect scaling", "diminishing returns", "stagnation"]
@@ -94,28 +95,24 @@ def fit_hyperbola(batch_sizes: Sequence[float], steps: Sequence[float]) -> Hyper
     if len(set(b.tolist())) < MIN_SIZES:
         found, hint = f"the target was reached at {len(set(b.tolist()))} batch sizes", "--sweep wider"
         raise MeasurementError(found, need=f"{MIN_SIZES} or more", hint=f"{hint}, or train longer")
-    scale = math.exp(float(np.log(b).mean()))
-    grid: NDArray[np.float64] = scale * _GRID
-    at = int(np.argmin(np.var(y - np.log1p(grid[:, None] / b), axis=1)))
+    grid: NDArray[np.float64] = math.exp(float(np.log(b).mean())) * _GRID
+    at = _least(grid, b, y)
     if at in {0, len(grid) - 1}:
         shape = "do not fall with the batch" if at == 0 else "halve with every doubling of the batch"
         hint = "sweep smaller batches" if at == 0 else "sweep larger batches"
         need = "a bend inside the sweep, where B_crit is"
         raise MeasurementError(f"steps to the target that {shape}", need=need, hint=hint)
-    low, high = float(grid[at - 1]), float(grid[at + 1])
-    for _ in range(60):  # golden section on the logarithm
-        ratio = (high / low) ** 0.381966
-        left, right = low * ratio, high / ratio
-        errors = [float(np.var(y - np.log1p(critical / b))) for critical in (left, right)]
-        low, high = (low, right) if errors[0] < errors[1] else (left, high)
-    critical = math.sqrt(low * high)
+    for _ in range(_REFINEMENTS):
+        grid = np.geomspace(grid[max(at - 1, 0)], grid[min(at + 1, len(grid) - 1)], 41)
+        at = _least(grid, b, y)
+    critical = float(grid[at])
     shape = np.log1p(critical / b)
     level = float((y - shape).mean())
     return Hyperbola(math.exp(level), critical, tuple((y - shape - level).tolist()))
 
 
 def bootstrap_critical(
-    steps: Steps, fit: Hyperbola, rng: np.random.Generator, draws: int = 400
+    steps: Steps, fit: Hyperbola, rng: np.random.Generator, draws: int = 200
 ) -> Interval:
     """Interval of B_crit: seeds are drawn anew, rates chosen anew, and residuals scattered anew.
 
@@ -170,6 +167,11 @@ def overhead_batch(anchor: float, critical: float, overhead: float = WITHIN) -> 
     20.0
     """
     return (1 + overhead) * anchor + overhead * critical
+
+
+def _least(grid: NDArray[np.float64], b: NDArray[np.float64], y: NDArray[np.float64]) -> int:
+    """Which B_crit of a grid leaves the least variance of log S - log(1 + B_crit / B)."""
+    return int(np.argmin(np.var(y - np.log1p(grid[:, None] / b), axis=1)))
 
 
 def _geometric(values: Sequence[float]) -> float:

@@ -9,7 +9,6 @@ Streams that do not align give a line through their peaks and an interval.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -18,14 +17,8 @@ import numpy as np
 
 from rightbatch.core.errors import InfeasibleError, InvalidInputError, MeasurementError
 from rightbatch.core.samples import MemoryTrace, Owner
-from rightbatch.fit.memory_law import (
-    Ints,
-    Law,
-    fit_law,
-    line_through_peaks,
-    peak_parts,
-    signature,
-)
+from rightbatch.fit.memory_families import fit_families, is_curved
+from rightbatch.fit.memory_law import Ints, Law
 from rightbatch.fit.shortfall import shortfall
 
 # What a fake trace may miss, as a share of its peak: the largest seen on small nets, rounded up.
@@ -36,15 +29,8 @@ _SELECTING = ("aten.nonzero", "aten.masked_select")
 # Streams at tiny sizes alone, with none at 16 or more to confirm them: largest error seen 10.5 %.
 _UNCONFIRMED_SHARE = 0.12
 _CONFIRMING_SIZE = 16
-# A line errs least between its ends, where it is checked: beyond them allow this many times a miss.
-_CAUTION = 5
 # A miss below this share of the peak is not worth a caveat; the interval holds it all the same.
 _ROUNDING = 1e-3
-# What a law with such rounding is trusted to: a page more or less at either end tilts it.
-_ROUNDED_SHARE = 0.005
-# A law that misses a traced size by more is split, or gives way to a line through the peaks. Below,
-# it is rounding inside libraries, and splitting would bend the slope more than it helps.
-_TOLERATED = 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,8 +202,10 @@ def fit_memory_model(traces: Sequence[MemoryTrace]) -> MemoryModel:
     if len(chosen) < 2:
         found = f"{len(fakes)} fake and {len(kernels)} real memory trace(s)"
         raise MeasurementError(found, need="two sizes of one kind", hint="trace sizes 2 and 3")
-    shapes = _fit(fakes, curved=True) if len(fakes) >= 2 else None  # whole polynomials, no rounding
-    fitted = _fit(kernels, curved=_is_curved(shapes)) if real or shapes is None else shapes
+    shapes = (
+        fit_families(fakes, curved=True) if len(fakes) >= 2 else None
+    )  # whole polynomials, no rounding
+    fitted = fit_families(kernels, curved=is_curved(shapes)) if real or shapes is None else shapes
     scans = [trace.worst_case.caveats for trace in (*fakes, *kernels) if trace.worst_case]
     told = [*scans, *(trace.caveats for trace in (*fakes, *kernels))]
     caveats = list(dict.fromkeys(text for texts in told for text in texts))
@@ -240,70 +228,6 @@ def fit_memory_model(traces: Sequence[MemoryTrace]) -> MemoryModel:
         high_share=fitted.share + high_doubt,
         worst_case=assumed.laws[-1] if assumed else None,
         caveats=tuple(caveats),
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Fitted:
-    laws: tuple[Law, ...]
-    family: dict[int, int]
-    residual_bytes: int
-    miss: float  # largest share of a traced peak by which it is missed
-    slope_share: float  # by which the slope may be off
-
-    @property
-    def share(self) -> float:
-        """Half-width of the interval, as a share of the peak."""
-        rounding = _ROUNDED_SHARE if self.miss else 0.0
-        return max(_CAUTION * self.miss, self.slope_share, rounding)
-
-
-def _is_curved(shapes: _Fitted | None) -> bool | None:
-    """Whether sizes inside the step grow with the square of the batch; None where fakes do not say."""
-    if shapes is None or shapes.residual_bytes:
-        return None
-    return any(law.degree > 1 for law in shapes.laws)
-
-
-def _fit(traces: Sequence[MemoryTrace], *, curved: bool | None) -> _Fitted:
-    """Fit each family of aligned streams; the line through the peaks where that describes them better.
-
-    Args:
-        traces: of one source, in order of size.
-        curved: as ``fit_law`` takes it.
-    """
-    families: defaultdict[tuple[object, ...], list[MemoryTrace]] = defaultdict(list)
-    for trace in traces:
-        families[signature(trace)].append(trace)
-    laws = [law for family in families.values() if len(family) >= 2 for law in _split(family, curved)]
-    fitted = _judge(traces, laws, 0.0) if laws else None
-    if fitted is not None and fitted.miss <= _TOLERATED:
-        return fitted
-    law, slope_share = line_through_peaks(traces)
-    line = _judge(traces, [law], slope_share)
-    return line if fitted is None or line.miss < fitted.miss else fitted
-
-
-def _split(family: Sequence[MemoryTrace], curved: bool | None) -> list[Law]:
-    """One law, or one for small and one for large sizes where storages change their formula."""
-    law = fit_law(family, curved=curved)
-    if len(family) < 4 or _judge(family, [law], 0.0).miss <= _TOLERATED:
-        return [law]
-    half = len(family) // 2
-    return [*_split(family[:half], curved), *_split(family[half:], curved)]
-
-
-def _judge(traces: Sequence[MemoryTrace], laws: Sequence[Law], slope_share: float) -> _Fitted:
-    """Compare laws with every traced size, one that belongs to no family with its nearest."""
-    family = dict(sorted((size, index) for index, law in enumerate(laws) for size in law.sizes))
-    residual, miss = 0, 0.0
-    for trace in traces:
-        peak = peak_parts(trace).peak_bytes
-        nearest = min(family, key=lambda size: abs(size - trace.micro_batch_size))
-        error = abs(laws[family[nearest]].peak_bytes(trace.micro_batch_size) - peak)
-        residual, miss = max(residual, error), max(miss, error / max(peak, 1))
-    return _Fitted(
-        laws=tuple(laws), family=family, residual_bytes=residual, miss=miss, slope_share=slope_share
     )
 
 

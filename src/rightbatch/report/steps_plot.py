@@ -34,11 +34,11 @@ def plot_steps(sweep: Sweep) -> go.Figure:
     grid = [first * (last / first) ** (i / 60) for i in range(61)]
     curve = [least * (1 + critical / b) for b in grid]
     edges = [first, WITHIN * critical, critical / WITHIN, last]
-    for (name, color), low, high in zip(_FILLS.items(), edges, edges[1:], strict=False):
-        low, high = max(low, first), min(high, last)
-        if low < high:
+    for (name, color), begin, end in zip(_FILLS.items(), edges, edges[1:], strict=False):
+        left, right = max(begin, first), min(end, last)
+        if left < right:
             look = {"fillcolor": color, "opacity": 0.12, "line": {"width": 0}, "layer": "below"}
-            span = {"x0": low, "x1": high, "y0": 0, "y1": 1, "yref": "paper"}
+            span = {"x0": left, "x1": right, "y0": 0, "y1": 1, "yref": "paper"}
             figure.add_shape(type="rect", name=name, showlegend=True, **span, **look)
     add_line(figure, grid, [least * critical / b for b in grid], "perfect scaling", GREY, dash="dot")
     add_line(figure, [first, last], [least, least], "fewest steps", GREY, dash="dash")

@@ -135,6 +135,24 @@ def launched_count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
+def restart_count() -> int:
+    """How often ``torchrun`` has started this job again after one of its processes died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def _meeting_place() -> dict[str, Any]:
+    """Where the processes of this start leave their addresses, apart from those of earlier starts.
+
+    On one machine torchrun keeps its store over a restart, and gloo would call the dead. On several,
+    agents count restarts by themselves, so that the number cannot tell starts apart.
+    """
+    if restart_count() == 0 or os.environ["LOCAL_WORLD_SIZE"] != os.environ["WORLD_SIZE"]:
+        return {}
+    store, rank, count = next(dist.rendezvous("env://", timeout=_PATIENCE))
+    store = dist.PrefixStore(f"restart-{restart_count()}", store)
+    return {"store": store, "rank": rank, "world_size": count}
+
+
 @contextmanager
 def process_group(device: str) -> Generator[str]:
     """Join the processes that ``torchrun`` started, if it did, and leave them in order.
@@ -156,7 +174,7 @@ def process_group(device: str) -> Generator[str]:
             raise InvalidInputError(found, need="a GPU for each process", hint=f"{hint} {gpus}")
         device = f"cuda:{local}"
         torch.cuda.set_device(local)
-    dist.init_process_group("nccl" if is_cuda else "gloo", timeout=_PATIENCE)
+    dist.init_process_group("nccl" if is_cuda else "gloo", timeout=_PATIENCE, **_meeting_place())
     try:
         yield device
         dist.barrier()  # a process that leaves early takes the others' connections with it

@@ -19,6 +19,7 @@ from rightbatch.train.distributed import Ranks
 from rightbatch.train.record import Progress, RunRecord, Start, check_folder, check_resumable
 from rightbatch.train.sampler import Windows
 from rightbatch.train.signals import StopRequests
+from rightbatch.train.tensorboard import check_tensorboard
 from rightbatch.train.training import DEFAULT_SAVING, Saving, Training
 from rightbatch.train.update import Updater
 
@@ -36,6 +37,7 @@ def train(  # noqa: PLR0913 - what a run is, and then how it is watched and kept
     saving: Saving = DEFAULT_SAVING,
     meter: MakeMeter | None = None,
     shard: bool = False,
+    tensorboard: bool = False,
 ) -> Run:
     """Train a fresh model by the plan; the same seed gives the same bits on one thread.
 
@@ -55,6 +57,7 @@ def train(  # noqa: PLR0913 - what a run is, and then how it is watched and kept
             the metrics, and a batch schedule by noise follows them.
         shard: hold a part of weights, gradients and optimizer state in each process (FSDP2), where
             otherwise each holds all.
+        tensorboard: write the lines of metrics as TensorBoard events too.
 
     Returns:
         What happened. A target reached, an interruption and a divergence are outcomes, not errors.
@@ -64,12 +67,15 @@ def train(  # noqa: PLR0913 - what a run is, and then how it is watched and kept
             resumed, none, a checkpoint is damaged or cannot be written, an update has no target, or
             the run cannot be sharded.
         InvalidTaskError: the task cannot be trained as it stands.
+        MissingPackageError: tensorboard is asked for and not installed.
         KeyboardInterrupt: a second Ctrl-C; what was saved until then is kept.
     """
     if seed < 0 or (max_updates is not None and max_updates < 1) or saving.keep < 1:
         found = f"seed = {seed}, max_updates = {max_updates}, keep = {saving.keep}"
         need = "seed >= 0, max_updates >= 1 or None, and keep >= 1"
         raise InvalidInputError(found, need=need, hint="change the one that is less")
+    if tensorboard:
+        check_tensorboard()
     ranks = Ranks.current()
     plan = check_plan(task, plan)
     if meter is None and BatchGrowth.of(plan) is not None:
@@ -109,6 +115,7 @@ def train(  # noqa: PLR0913 - what a run is, and then how it is watched and kept
         on_progress=on_progress,
         checkpoints=checkpoints,
         writes=ranks.is_first,
+        tensorboard=tensorboard,
     )
     with record:
         training = Training(task, windows, updater, record, saving)

@@ -19,6 +19,7 @@ from rightbatch.core.store import read_record, write_record, write_text
 from rightbatch.train.accumulate import WindowGradient
 from rightbatch.train.checkpoint import Checkpoints, Manifest, save_tensors
 from rightbatch.train.state import Tensors
+from rightbatch.train.tensorboard import LogLine, open_log
 
 PLAN, START, METRICS, OUTCOME = "plan.json", "start.json", "metrics.jsonl", "outcome.json"
 _LINE_SECONDS = 1.0  # between two updates written to metrics.jsonl
@@ -66,10 +67,14 @@ class RunRecord:
         on_progress: Callable[[Progress], None] | None,
         checkpoints: Checkpoints,
         writes: bool,
+        tensorboard: bool = False,
     ) -> None:
         self.path, self._total_examples, self._on_progress = path, total_examples, on_progress
         self._checkpoints, self._writes = checkpoints, writes
         self._metrics: Any = None
+        self._tensorboard = tensorboard
+        self._log: LogLine | None = None
+        self._close_log: Callable[[], None] | None = None
         self.examples = self.updates = self.skipped = 0
         self.seconds = 0.0
         self.evaluations: list[Evaluation] = []
@@ -88,7 +93,7 @@ class RunRecord:
             write_record(self.path / PLAN, plan)
             write_record(self.path / START, start)
             write_text(self.path / METRICS, "")
-            self._metrics = (self.path / METRICS).open("a", encoding="utf-8")
+            self._open()
 
     def go_on(self, manifest: Manifest) -> None:
         """Count from a checkpoint on; lines of metrics that came after it are dropped."""
@@ -103,7 +108,13 @@ class RunRecord:
         if self._writes:
             write_text(self.path / METRICS, _lines_until(self.path / METRICS, manifest.updates))
             (self.path / OUTCOME).unlink(missing_ok=True)
-            self._metrics = (self.path / METRICS).open("a", encoding="utf-8")
+            self._open()
+
+    def _open(self) -> None:
+        """Go on behind what the metrics hold."""
+        self._metrics = (self.path / METRICS).open("a", encoding="utf-8")
+        if self._tensorboard:
+            self._log, self._close_log = open_log(self.path / "tensorboard", self.updates)
 
     def add_update(
         self, gradient: WindowGradient, *, num_examples: int, batch_size: int, learning_rate: float
@@ -164,9 +175,11 @@ class RunRecord:
         """
         if self._metrics is None:
             return
-        at = {"examples": self.examples, "updates": self.updates, "seconds": self.seconds}
+        line = {"examples": self.examples, "updates": self.updates, "seconds": self.seconds} | values
+        if self._log is not None:
+            self._log(line)
         try:
-            self._metrics.write(json.dumps(at | values) + "\n")
+            self._metrics.write(json.dumps(line) + "\n")
             self._metrics.flush()
         except OSError as error:
             found = f"cannot write {self.path / METRICS}: {error.strerror or error}"
@@ -232,6 +245,8 @@ class RunRecord:
     def __exit__(self, *exception: object) -> None:
         if self._metrics is not None:
             self._metrics.close()
+        if self._close_log is not None:
+            self._close_log()
 
 
 def check_folder(path: Path, checkpoints: Checkpoints) -> None:

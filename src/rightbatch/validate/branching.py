@@ -23,4 +23,3 @@ def branch(trunk: Pilot, plan: Plan, factor: float = 1.0) -> Branch:
         micro_batch_size=plan.micro_batch_size,
         constants=plan,
     )
-

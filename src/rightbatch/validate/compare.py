@@ -233,8 +233,8 @@ def sharpness_lines(comparison: Comparison) -> list[str]:
                 f"Sharpness of the {side}: largest eigenvalue {mean['largest_eigenvalue']:.3g}"
                 f" (residual {mean['largest_eigenvalue_residual']:.1g}), trace {mean['trace']:.3g}"
                 f" (standard error {mean['trace_standard_error']:.2g}), SAM {mean['sam']:.3g} and"
-                f" adaptive SAM {mean['adaptive_sam']:.3g} at radius {mean['rho']:g}; training loss over"
-                f" {mean['examples']:.0f} examples, evaluation mode, mean of {len(seen)} runs."
+                f" adaptive SAM {mean['adaptive_sam']:.3g} at radius {mean['rho']:g}; training loss"
+                f" over {mean['examples']:.0f} examples, evaluation mode, mean of {len(seen)} runs."
             )
     return [*lines, *SHARPNESS_CAVEATS] if lines else []
 

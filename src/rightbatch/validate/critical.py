@@ -9,6 +9,7 @@ batch lies, and what they leave open is the interval.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -144,7 +145,7 @@ def _question(
         InvalidInputError: as ``measure_critical`` says.
     """
     num = facts.num_train_examples
-    doubles = all(b == 2 * a for a, b in zip(batch_sizes, batch_sizes[1:], strict=False))
+    doubles = all(b == 2 * a for a, b in itertools.pairwise(batch_sizes))
     if len(batch_sizes) < 2 or not doubles or batch_sizes[0] < 1 or batch_sizes[-1] > num:
         found = f"batch sizes {', '.join(map(str, batch_sizes))}"
         need = f"two or more that double, up to the {num:,} training examples"
@@ -199,7 +200,7 @@ def _branch_loss(setting: _Setting, trunk: Pilot, size: int) -> float | None:
 def _shares(updates: int, parts: int) -> list[int]:
     """Cut a number of updates into parts as even as they can be."""
     ends = [updates * n // parts for n in range(parts + 1)]
-    return [b - a for a, b in zip(ends, ends[1:], strict=False)]
+    return [b - a for a, b in itertools.pairwise(ends)]
 
 
 def _loss(setting: _Setting, model: Any) -> float:

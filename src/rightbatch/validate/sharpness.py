@@ -159,6 +159,7 @@ def top_eigenvalues(
     basis = [vector / vector.norm()]
     diagonal: list[float] = []
     beside: list[float] = []
+    values, residuals = np.zeros(0), np.zeros(0)
     for _ in range(min(iterations, like.numel())):
         image = product(basis[-1])
         diagonal.append(float(image @ basis[-1]))

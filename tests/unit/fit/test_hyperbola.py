@@ -63,7 +63,7 @@ def test_the_best_rate_reached_the_target_with_every_seed() -> None:
 
 def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
     rng = np.random.default_rng(3)
-    covered, repeats = 0, 60
+    covered, repeats = 0, 30
     for _ in range(repeats):
         steps = {
             b: {1.0: [100 * (1 + 64 / b) * math.exp(0.15 * rng.standard_normal()) for _ in range(3)]}
@@ -71,7 +71,7 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
         }
         best = best_rates(steps)
         fit = fit_hyperbola([one.batch_size for one in best], [one.steps for one in best])
-        interval = bootstrap_critical(steps, fit, rng, draws=60)
+        interval = bootstrap_critical(steps, fit, rng, draws=40)
         assert interval.low is not None
         assert interval.high is not None
         covered += interval.low <= 64 <= interval.high
@@ -80,10 +80,13 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
 
 def test_an_interval_is_open_where_draws_lose_the_bend() -> None:
     rng = np.random.default_rng(0)
-    steps = {b: {1.0: [(1 + 4000 / b) * math.exp(rng.standard_normal() / 3) for _ in range(3)]} for b in SIZES}
+    steps = {
+        b: {1.0: [(1 + 4000 / b) * math.exp(rng.standard_normal() / 3) for _ in range(3)]}
+        for b in SIZES
+    }
     best = best_rates(steps)
     fit = fit_hyperbola([one.batch_size for one in best], [one.steps for one in best])
-    assert bootstrap_critical(steps, fit, rng, draws=100).high is None
+    assert bootstrap_critical(steps, fit, rng, draws=40).high is None
 
 
 def test_regimes_end_where_a_limit_is_missed_by_a_fifth() -> None:

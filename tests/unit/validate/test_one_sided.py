@@ -18,7 +18,9 @@ def losses(rises: list[float], spread: float, seeds: int, rng: np.random.Generat
 
 def test_clear_rises_are_told_from_none() -> None:
     found = keeps_up(
-        losses([0, 0, 0.01, 0.2, 0.5], 1e-3, 3, np.random.default_rng(0)), tolerance=TOLERANCE, level=0.05
+        losses([0, 0, 0.01, 0.2, 0.5], 1e-3, 3, np.random.default_rng(0)),
+        tolerance=TOLERANCE,
+        level=0.05,
     )
     assert (found.passed, found.worse) == (2, 3)
     assert found.rises[3].value == pytest.approx(math.log(1.2), abs=0.01)
@@ -49,9 +51,7 @@ def test_either_end_is_wrong_as_rarely_as_it_says(seeds: int) -> None:
     rng = np.random.default_rng(seeds)
     repeats, passed_wrongly, failed_wrongly = 1000, 0, 0
     for _ in range(repeats):  # every rise lies on the tolerance: the hardest case for both ends
-        found = keeps_up(
-            losses([0, *[0.05] * 5], 0.03, seeds, rng), tolerance=TOLERANCE, level=0.05
-        )
+        found = keeps_up(losses([0, *[0.05] * 5], 0.03, seeds, rng), tolerance=TOLERANCE, level=0.05)
         passed_wrongly += found.passed > 0
         failed_wrongly += found.worse is not None
     assert passed_wrongly / repeats <= 0.065  # 5 % and two standard errors

@@ -10,18 +10,18 @@ from rightbatch.core.errors import InvalidInputError, InvalidTaskError, Measurem
 from rightbatch.core.recipe import Recipe, Target
 from rightbatch.core.store import read_record
 from rightbatch.core.sweep import Arm, Critical, Sweep
+from rightbatch.report.steps_text import branch_table, critical_lines, steps_table, sweep_lines
 from rightbatch.tasks.task import Task
 from rightbatch.validate import critical as critical_module
 from rightbatch.validate import sweep as sweep_module
 from rightbatch.validate.critical import CRITICAL, measure_critical
 from rightbatch.validate.sweep_session import SWEEP, SweepQuestion, summarise, sweep
-from rightbatch.validate.sweep_text import branch_table, critical_lines, steps_table, sweep_lines
 
-SIZES = [2, 4, 8, 16]
+SIZES = [4, 8, 16]
 
 
 def task(**changes: object) -> Task:
-    recipe = Recipe(optimizer="sgd", lr=0.02, batch_size=8, epochs=30)
+    recipe = Recipe(optimizer="sgd", lr=0.05, batch_size=8, epochs=5)
     values = {"recipe": recipe, "target": Target("mse", 0.5, higher_is_better=False)}
     return tiny.task(**(values | changes))
 
@@ -65,17 +65,11 @@ def test_a_sweep_trains_each_arm_once_and_reads_back_the_same(
 
     monkeypatch.setattr(sweep_module, "_train_arm", refuse)
     assert sweep(task(), SIZES, out=tmp_path, seeds=2, noise_seconds=0) == found
-    assert [row[0] for row in steps_table(found).rows] == [f"{p.batch_size}" for p in found.points]
-
-
-def test_an_arm_counts_updates_to_where_the_metric_crosses_the_target(tmp_path: Path) -> None:
-    found = sweep(task(), SIZES, out=tmp_path, seeds=1, noise_seconds=0)
-    reached = [a for a in found.arms if a.outcome == "reached" and (a.batch_size, a.factor) == (8, 1.0)]
-    (one,) = reached
-    # Full gradient descent on this task as a check of scale: updates are counted, not examples.
-    assert 1 <= one.updates <= 2 * 30 * 6
+    one = next(a for a in found.arms if (a.batch_size, a.factor, a.seed) == (8, 1.0, 0))
+    assert 1 <= one.updates <= 2 * 5 * 6  # updates, not examples
     assert one.value is not None
-    assert one.value > 0.5  # at the last evaluation before
+    assert one.value > 0.5  # at the last evaluation before the target
+    assert [row[0] for row in steps_table(found).rows] == [f"{p.batch_size}" for p in found.points]
 
 
 def test_censored_arms_are_kept_and_named_and_left_out_of_the_fit() -> None:
@@ -92,11 +86,13 @@ def test_censored_arms_are_kept_and_named_and_left_out_of_the_fit() -> None:
     assert [p.regime for p in found.points] == ["diminishing returns"] * 3
 
 
-def test_a_target_that_nothing_reaches_is_said_with_the_number_of_batches_that_did(tmp_path: Path) -> None:
+def test_a_target_that_nothing_reaches_is_said_with_the_number_of_batches_that_did(
+    tmp_path: Path,
+) -> None:
     hard = task(target=Target("mse", 1e-9, higher_is_better=False))
     with pytest.raises(MeasurementError, match="reached at 0 batch sizes"):
-        sweep(hard, SIZES, out=tmp_path, seeds=1, noise_seconds=0)
-    assert len([*tmp_path.glob("arms/*.json")]) == 12  # and every run is kept
+        sweep(hard, [8, 16, 32], out=tmp_path, seeds=1, noise_seconds=0)
+    assert len([*tmp_path.glob("arms/*.json")]) == 9  # and every run is kept
 
 
 def test_sweeps_that_cannot_answer_are_refused(tmp_path: Path) -> None:
@@ -111,7 +107,7 @@ def test_sweeps_that_cannot_answer_are_refused(tmp_path: Path) -> None:
 def test_branches_are_paired_and_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = measure_critical(task(), [4, 8, 16], out=tmp_path, points=(0.0, 0.5), seeds=2)
     assert read_record(tmp_path / CRITICAL, Critical) == found
-    assert [point.examples_seen for point in found.points] == [0, 720]
+    assert [point.examples_seen for point in found.points] == [0, 120]
     assert found.window_examples % (4 * 16) == 0
     assert [len(point.losses) for point in found.points] == [2, 2]
 
@@ -127,7 +123,7 @@ def test_branches_are_paired_and_trained_once(tmp_path: Path, monkeypatch: pytes
 def test_equal_branches_keep_up_and_a_batch_that_hardly_moves_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    still = task(recipe=Recipe(optimizer="sgd", lr=1e-9, batch_size=8, epochs=30))
+    still = task(recipe=Recipe(optimizer="sgd", lr=1e-9, batch_size=8, epochs=5))
     found = measure_critical(still, [4, 8, 16], out=tmp_path / "still", points=(0.0,), seeds=2)
     (point,) = found.points
     assert (point.passed, point.worse, found.definition.value) == (16, None, None)
@@ -135,7 +131,7 @@ def test_equal_branches_keep_up_and_a_batch_that_hardly_moves_does_not(
     real = critical_module.branch
 
     def crippled(trunk: object, plan: object, factor: float = 1.0) -> object:
-        slow = getattr(plan, "global_batch_size") == 16
+        slow = plan.global_batch_size == 16
         return real(trunk, plan, 1e-6 if slow else factor)  # type: ignore[arg-type]
 
     monkeypatch.setattr(critical_module, "branch", crippled)

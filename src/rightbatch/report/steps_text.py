@@ -36,8 +36,9 @@ def definitions_table(definitions: tuple[Definition, ...]) -> Table:
 
 def sweep_lines(sweep: Sweep) -> list[str]:
     """What the sweep says beside its tables."""
+    critical = interval_text(sweep.critical_batch_size)
     lines = [
-        f"Critical batch size of {sweep.task} to {sweep.target}: {interval_text(sweep.critical_batch_size)},"
+        f"Critical batch size of {sweep.task} to {sweep.target}: {critical},"
         f" 90 % over seeds and residuals; the curve holds within {sweep.residual_rms:.0%}."
     ]
     if sweep.missed:
@@ -64,7 +65,12 @@ def branch_table(critical: Critical) -> Table:
     for point in critical.points:
         base = [row[0] for row in point.losses if row[0] is not None]
         rises = ["diverged" if rise is None else f"{rise[0]:+.1%}" for rise in point.rises[1:]]
-        rows.append((f"{point.examples_seen:,}", f"{sum(base) / len(base):.4f}", *rises, _between(point)))
+        rows.append((
+            f"{point.examples_seen:,}",
+            f"{sum(base) / len(base):.4f}",
+            *rises,
+            _between(point),
+        ))
     names = ("examples seen", f"loss at {sizes[0]}", *(f"at {size}" for size in sizes[1:]), "critical")
     return Table(columns=names, rows=tuple(rows))
 
@@ -74,10 +80,10 @@ def critical_lines(critical: Critical) -> list[str]:
     last = critical.points[-1]
     first = last.batch_sizes[0]
     lines = [
-        f"Branches of {critical.window_examples:,} examples, {critical.seeds} paired seeds, rates by rule;"
-        f" training loss at the end. A batch keeps up where its loss is shown to be less than"
-        f" {critical.tolerance:.0%} above that of batch {first}, and fails where it is shown to be more;"
-        f" either statement is wrong in at most {critical.level:.0%}.",
+        f"Branches of {critical.window_examples:,} examples, {critical.seeds} paired seeds, rates by"
+        f" rule; training loss at the end. A batch keeps up where its loss is shown to be less than"
+        f" {critical.tolerance:.0%} above that of batch {first}, and fails where it is shown to be"
+        f" more; either statement is wrong in at most {critical.level:.0%}.",
         f"After {last.examples_seen:,} examples: critical batch size {_between(last)}.",
     ]
     open_ones = [

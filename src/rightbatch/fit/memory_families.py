@@ -1,0 +1,87 @@
+"""Laws of traces of one kind: one per family of streams that align, or a line through the peaks."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rightbatch.core.samples import MemoryTrace
+from rightbatch.fit.memory_law import Law, fit_law, line_through_peaks, peak_parts, signature
+
+# A line errs least between its ends, where it is checked: beyond them allow this many times a miss.
+_CAUTION = 5
+# What a law with such rounding is trusted to: a page more or less at either end tilts it.
+_ROUNDED_SHARE = 0.005
+# A law that misses a traced size by more is split, or gives way to a line through the peaks. Below,
+# it is rounding inside libraries, and splitting would bend the slope more than it helps.
+_TOLERATED = 0.01
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fitted:
+    """Laws of one kind of trace, and how well they meet the traced sizes."""
+
+    laws: tuple[Law, ...]
+    family: dict[int, int]
+    """Traced size to the index of its law, in order of size."""
+    residual_bytes: int
+    miss: float
+    """Largest share of a traced peak by which it is missed."""
+    slope_share: float
+    """By which the slope may be off."""
+
+    @property
+    def share(self) -> float:
+        """Half-width of the interval, as a share of the peak."""
+        rounding = _ROUNDED_SHARE if self.miss else 0.0
+        return max(_CAUTION * self.miss, self.slope_share, rounding)
+
+
+def is_curved(shapes: Fitted | None) -> bool | None:
+    """Whether sizes inside the step grow with the square of the batch; None where fakes do not say."""
+    if shapes is None or shapes.residual_bytes:
+        return None
+    return any(law.degree > 1 for law in shapes.laws)
+
+
+def fit_families(traces: Sequence[MemoryTrace], *, curved: bool | None) -> Fitted:
+    """Fit each family of aligned streams; the line through the peaks where that describes them better.
+
+    Args:
+        traces: of one source, in order of size.
+        curved: as ``fit_law`` takes it.
+    """
+    families: defaultdict[tuple[object, ...], list[MemoryTrace]] = defaultdict(list)
+    for trace in traces:
+        families[signature(trace)].append(trace)
+    laws = [law for family in families.values() if len(family) >= 2 for law in _split(family, curved)]
+    fitted = _judge(traces, laws, 0.0) if laws else None
+    if fitted is not None and fitted.miss <= _TOLERATED:
+        return fitted
+    law, slope_share = line_through_peaks(traces)
+    line = _judge(traces, [law], slope_share)
+    return line if fitted is None or line.miss < fitted.miss else fitted
+
+
+def _split(family: Sequence[MemoryTrace], curved: bool | None) -> list[Law]:
+    """One law, or one for small and one for large sizes where storages change their formula."""
+    law = fit_law(family, curved=curved)
+    if len(family) < 4 or _judge(family, [law], 0.0).miss <= _TOLERATED:
+        return [law]
+    half = len(family) // 2
+    return [*_split(family[:half], curved), *_split(family[half:], curved)]
+
+
+def _judge(traces: Sequence[MemoryTrace], laws: Sequence[Law], slope_share: float) -> Fitted:
+    """Compare laws with every traced size, one that belongs to no family with its nearest."""
+    family = dict(sorted((size, index) for index, law in enumerate(laws) for size in law.sizes))
+    residual, miss = 0, 0.0
+    for trace in traces:
+        peak = peak_parts(trace).peak_bytes
+        nearest = min(family, key=lambda size: abs(size - trace.micro_batch_size))
+        error = abs(laws[family[nearest]].peak_bytes(trace.micro_batch_size) - peak)
+        residual, miss = max(residual, error), max(miss, error / max(peak, 1))
+    return Fitted(
+        laws=tuple(laws), family=family, residual_bytes=residual, miss=miss, slope_share=slope_share
+    )
