@@ -188,7 +188,8 @@ def make_task():
 def test_a_task_with_rare_positives_is_told_what_an_update_sees_of_them(tmp_path: Path) -> None:
     task = tmp_path / "rare.py"
     task.write_text(RARE_TASK, encoding="utf-8")
-    document = run_cli("plan", task, "--time-budget", "6s", "--out", tmp_path / "out", "--json").document
+    call = ("plan", task, "--time-budget", "6s", "--out", tmp_path / "out", "--json")
+    document = run_cli(*call).document
     signal = document["signal"]
     assert 0.01 < signal["positive_fraction"] < 0.06
     sizes = [update["batch_size"] for update in signal["updates"]]
