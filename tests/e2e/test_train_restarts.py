@@ -1,4 +1,4 @@
-"""A job under torchrun whose process is killed starts again by itself and goes on where it was saved."""
+"""A job under torchrun whose process is killed starts again and goes on where it was saved."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cli_runner import run_cli
+from cli_runner import assert_three_parts, run_cli
 from rightbatch.core.run import Run
 from rightbatch.core.store import read_record
 
@@ -38,15 +38,16 @@ def make_task():
 """
 
 
+@pytest.mark.slow
 def test_a_killed_process_costs_what_came_after_the_last_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task, folder = tmp_path / "line.py", tmp_path / "run"
     task.write_text(TASK)
     launch = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1"]
+    options = ["--run-dir", folder, "--checkpoint-every", "0.001s"]
     done = subprocess.run(
-        [sys.executable, "-m", *launch, "-m", "rightbatch", "train", task, "--run-dir", folder]
-        + ["--checkpoint-every", "0.001s", "--shard"],
+        [sys.executable, "-m", *launch, "-m", "rightbatch", "train", task, *options],
         check=False,
         capture_output=True,
         text=True,
@@ -62,3 +63,16 @@ def test_a_killed_process_costs_what_came_after_the_last_checkpoint(
     assert run_cli("train", task, "--run", whole).code == 0
     wanted = read_record(whole / "outcome.json", Run)
     torch.testing.assert_close(run.final_state_dict(), wanted.final_state_dict())
+
+
+def test_shards_of_one_process_are_refused(tmp_path: Path) -> None:
+    task = tmp_path / "line.py"
+    task.write_text(TASK)
+    called = run_cli("train", task, "--run", tmp_path / "run", "--shard")
+    assert_three_parts(
+        called,
+        code=2,
+        found="sharding over 1 process",
+        need="2 processes or more",
+        hint="start more with torchrun, or leave out --shard",
+    )

@@ -19,7 +19,7 @@ from rightbatch.core.store import read_record, write_record, write_text
 from rightbatch.train.accumulate import WindowGradient
 from rightbatch.train.checkpoint import Checkpoints, Manifest, save_tensors
 from rightbatch.train.state import Tensors
-from rightbatch.train.tensorboard import LogLine, open_log
+from rightbatch.train.tensorboard import Log
 
 PLAN, START, METRICS, OUTCOME = "plan.json", "start.json", "metrics.jsonl", "outcome.json"
 _LINE_SECONDS = 1.0  # between two updates written to metrics.jsonl
@@ -73,8 +73,7 @@ class RunRecord:
         self._checkpoints, self._writes = checkpoints, writes
         self._metrics: Any = None
         self._tensorboard = tensorboard
-        self._log: LogLine | None = None
-        self._close_log: Callable[[], None] | None = None
+        self._log: Log | None = None
         self.examples = self.updates = self.skipped = 0
         self.seconds = 0.0
         self.evaluations: list[Evaluation] = []
@@ -114,7 +113,7 @@ class RunRecord:
         """Go on behind what the metrics hold."""
         self._metrics = (self.path / METRICS).open("a", encoding="utf-8")
         if self._tensorboard:
-            self._log, self._close_log = open_log(self.path / "tensorboard", self.updates)
+            self._log = Log(self.path / "tensorboard", self.updates)
 
     def add_update(
         self, gradient: WindowGradient, *, num_examples: int, batch_size: int, learning_rate: float
@@ -177,7 +176,7 @@ class RunRecord:
             return
         line = {"examples": self.examples, "updates": self.updates, "seconds": self.seconds} | values
         if self._log is not None:
-            self._log(line)
+            self._log.add(line)
         try:
             self._metrics.write(json.dumps(line) + "\n")
             self._metrics.flush()
@@ -245,8 +244,8 @@ class RunRecord:
     def __exit__(self, *exception: object) -> None:
         if self._metrics is not None:
             self._metrics.close()
-        if self._close_log is not None:
-            self._close_log()
+        if self._log is not None:
+            self._log.close()
 
 
 def check_folder(path: Path, checkpoints: Checkpoints) -> None:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 from rightbatch.core.errors import MissingPackageError
-
-LogLine = Callable[[dict[str, Any]], None]
 
 
 def check_tensorboard() -> None:
@@ -26,8 +23,8 @@ def check_tensorboard() -> None:
 def scalars(line: dict[str, Any]) -> dict[str, float]:
     """The numbers of a line of metrics by tag; of an interval the middle.
 
-    >>> scalars({"updates": 3, "loss": 0.5, "metrics": {"accuracy": 0.9}, "noise_scale": [8.0, 4.0, None]})
-    {'loss': 0.5, 'metrics/accuracy': 0.9, 'noise_scale': 8.0}
+    >>> scalars({"updates": 3, "metrics": {"accuracy": 0.9}, "noise_scale": [8.0, 4.0, None]})
+    {'metrics/accuracy': 0.9, 'noise_scale': 8.0}
     """
     found: dict[str, float] = {}
     for name, value in line.items():
@@ -41,19 +38,20 @@ def scalars(line: dict[str, Any]) -> dict[str, float]:
     return found
 
 
-def open_log(folder: Path, updates: int) -> tuple[LogLine, Callable[[], None]]:
-    """A function that adds a line, by update, and one that closes the file.
+class Log:
+    """Owns the event files of a run."""
 
-    Args:
-        folder: of the event files; those of a run that goes on are added to.
-        updates: made so far; TensorBoard drops what an earlier start logged after them.
-    """
-    from torch.utils.tensorboard import SummaryWriter
+    def __init__(self, folder: Path, updates: int) -> None:
+        """Go on after so many updates; TensorBoard drops what an earlier start logged beyond them."""
+        from torch.utils.tensorboard import SummaryWriter
 
-    writer: Any = SummaryWriter(folder, purge_step=updates + 1 if updates else None)
+        self._writer: Any = SummaryWriter(folder, purge_step=updates + 1 if updates else None)
 
-    def log(line: dict[str, Any]) -> None:
+    def add(self, line: dict[str, Any]) -> None:
+        """Add a line of metrics, by update."""
         for tag, value in scalars(line).items():
-            writer.add_scalar(tag, value, line["updates"])
+            self._writer.add_scalar(tag, value, line["updates"])
 
-    return log, writer.close
+    def close(self) -> None:
+        """Write what is still in memory."""
+        self._writer.close()

@@ -7,9 +7,11 @@ import pytest
 
 import tiny
 from rightbatch.core.errors import InvalidInputError, InvalidTaskError, MeasurementError
+from rightbatch.core.plan import Interval
 from rightbatch.core.recipe import Recipe, Target
 from rightbatch.core.store import read_record
 from rightbatch.core.sweep import Arm, Critical, Sweep
+from rightbatch.report.steps_plot import plot_steps, write_steps_plot
 from rightbatch.report.steps_text import branch_table, critical_lines, steps_table, sweep_lines
 from rightbatch.tasks.task import Task
 from rightbatch.validate import critical as critical_module
@@ -84,6 +86,27 @@ def test_censored_arms_are_kept_and_named_and_left_out_of_the_fit() -> None:
     assert names["CBS-20"] == pytest.approx(1.2 * 2 + 0.2 * 8, rel=1e-4)
     assert names["fewest examples"] == 2.0
     assert [p.regime for p in found.points] == ["diminishing returns"] * 3
+
+
+def test_the_picture_of_a_sweep_shows_runs_fit_limits_and_regimes(tmp_path: Path) -> None:
+    arms = [arm(b, 1.0, s, 10 * (1 + 40 / b)) for b in (2, 8, 32, 128, 512) for s in (0, 1)]
+    arms.append(arm(8, 2.0, 0, 999.0))
+    predicted = Interval(value=60.0, low=30.0, high=None)
+    found = summarise(arms, question([2, 8, 32, 128, 512]), predicted=predicted, noise=predicted)
+    figure = plot_steps(found)
+    traces = {trace.name: trace for trace in figure.data}
+    assert list(traces["seed 1, at the best rate"].y) == [
+        10 * (1 + 40 / b) for b in (2, 8, 32, 128, 512)
+    ]
+    assert traces["fewest steps"].y[0] == pytest.approx(10, rel=1e-4)
+    assert "predicted B_crit 60" in traces
+    assert [(shape.name, shape.x1) for shape in figure.layout.shapes[:2]] == [
+        ("perfect scaling", pytest.approx(8, rel=1e-4)),
+        ("diminishing returns", pytest.approx(200, rel=1e-4)),
+    ]
+    assert "0.67 times that" in "\n".join(sweep_lines(found))
+    write_steps_plot(found, tmp_path / "sweep.html")
+    assert "Plotly.newPlot" in (tmp_path / "sweep.html").read_text()
 
 
 def test_a_target_that_nothing_reaches_is_said_with_the_number_of_batches_that_did(
