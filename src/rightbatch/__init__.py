@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from rightbatch.train.exact import check_accumulation as check_accumulation
     from rightbatch.train.loop import train as train
     from rightbatch.train.own_loop import windows as windows
+    from rightbatch.validate.session import validate as validate
 
 __version__ = "0.1.0"
 
@@ -60,6 +61,7 @@ _HOMES = {
     "train.exact": ("check_accumulation",),
     "train.loop": ("train",),
     "train.own_loop": ("windows",),
+    "validate.session": ("validate",),
 }
 _HOME = {name: f"rightbatch.{module}" for module, names in _HOMES.items() for name in names}
 __all__ = ["__version__", *sorted(_HOME)]  # noqa: PLE0604  # pyright: ignore[reportUnsupportedDunderAll]

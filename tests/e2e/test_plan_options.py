@@ -154,7 +154,7 @@ def test_rates_cannot_be_tried_without_a_task(saved: Path) -> None:
     assert_three_parts(called, code=2, found="--tune-lr", need="a task to run", hint="name the task")
 
 
-RARE_TASK = '''
+RARE_TASK = """
 import torch
 import rightbatch as rb
 from rightbatch import sparse
@@ -182,7 +182,7 @@ def make_task():
         positive_loss=positives,
         recipe=rb.Recipe(optimizer="sgd", lr=0.1, batch_size=16, epochs=4),
     )
-'''
+"""
 
 
 def test_a_task_with_rare_positives_is_told_what_an_update_sees_of_them(tmp_path: Path) -> None:

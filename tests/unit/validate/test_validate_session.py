@@ -220,14 +220,16 @@ def test_kills_at_any_moment_lose_and_repeat_no_finished_run(tmp_path: Path) -> 
     while not (tmp_path / COMPARISON).exists():
         process = multiprocessing.get_context("fork").Process(target=slow_validation, args=(tmp_path,))
         process.start()
-        process.join(waits.uniform(0.05, 0.5))
+        while process.is_alive() and seen.keys() >= {*tmp_path.glob("runs/*/result.json")}:
+            time.sleep(0.002)  # until one more run is finished, however slow the machine is
+        process.join(waits.uniform(0.0, 0.15))
         if process.is_alive():
             process.kill()
             kills += 1
         process.join()
         for path in tmp_path.glob("runs/*/result.json"):
             assert seen.setdefault(path, path.stat().st_mtime_ns) == path.stat().st_mtime_ns
-    assert kills >= 3
+    assert kills >= 2
     document = json.loads((tmp_path / COMPARISON).read_text())
     assert len(document["runs"]) == len(seen) == 6
     untouched = validate(tiny.task(), 16, out=tmp_path / "again", seeds=3)
