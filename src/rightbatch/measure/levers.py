@@ -148,7 +148,8 @@ def _channels_last(timer: StepTimer, size: int) -> None:
     if not any(isinstance(module, nn.Conv2d) for module in timer.model.modules()):
         hint = "nothing to do: the layout of images does not matter here"
         raise MeasurementError("a model without Conv2d", need="images", hint=hint)
-    timer.model.to(memory_format=torch.channels_last)
+    model: Any = timer.model  # torch annotates this form of ``to`` for tensors alone
+    model.to(memory_format=torch.channels_last)
     timer.batches[size] = tree_map(_innermost_channels, collate(timer.task, range(size)))
 
 

@@ -123,7 +123,8 @@ _SMALL = frozenset(
     )
 )
 
-_SYNONYMS = dict.fromkeys(("max", "maximum", "biggest", "bigger", "larger"), "largest") | {"lr": "rate"}
+_LARGE = ("max", "maximum", "biggest", "bigger", "larger")
+_SYNONYMS = {word: "largest" for word in _LARGE} | {"lr": "rate"}
 
 
 def _words(text: str) -> set[str]:

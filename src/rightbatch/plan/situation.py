@@ -102,7 +102,7 @@ def check_situation(situation: Situation) -> OptimizerFamily:
     if fraction is not None and not 0 < fraction < 1:
         need, hint = "a fraction between 0 and 1", "write 0.001 for one in a thousand"
         raise InvalidInputError(f"--positives {fraction}", need=need, hint=hint)
-    families = {name.lower(): family for name, family in OPTIMIZER_FAMILIES.items()}
+    families: dict[str, OptimizerFamily] = {n.lower(): f for n, f in OPTIMIZER_FAMILIES.items()}
     if (family := families.get(situation.optimizer.lower())) is None:
         hint = did_you_mean(situation.optimizer.lower(), families)
         raise InvalidInputError(

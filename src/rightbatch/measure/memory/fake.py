@@ -206,7 +206,7 @@ class StorageObserver(compat.DispatchMode):
             )
             if self.stream.phase != "optimizer":  # the optimizers' own step counters are harmless
                 read = f"a tensor's value was read (aten._local_scalar_dense) in {self.stream.phase}"
-                self._assumed[f"{read}{at(running_at(sys._getframe()))}: assumed {value}"] += 1
+                self._assumed[f"{read}{_place()}: assumed {value}"] += 1
             return value
         if func is aten.nonzero.default:
             result = tensor.new_empty((tensor.numel(), tensor.dim()), dtype=torch.long)
@@ -214,7 +214,7 @@ class StorageObserver(compat.DispatchMode):
             result = tensor.new_empty((tensor.numel(),))
         else:
             raise error
-        name, place = func.name().replace("::", "."), at(running_at(sys._getframe()))
+        name, place = func.name().replace("::", "."), _place()
         self._assumed[f"{name} keeps a part of its input{place}: assumed all"] += 1
         return result
 
@@ -242,6 +242,11 @@ class StorageObserver(compat.DispatchMode):
                 weakref.finalize(storage, self.stream.died, number).atexit = False
             else:
                 self.stream.resized(number, storage.nbytes())
+
+
+def _place() -> str:
+    """Where the user's code is now, in words."""
+    return at(running_at(sys._getframe()))  # pyright: ignore[reportPrivateUsage]
 
 
 def _storage(tensor: Tensor) -> torch.UntypedStorage | None:
