@@ -124,14 +124,15 @@ _SMALL = frozenset(
 )
 
 _LARGE = ("max", "maximum", "biggest", "bigger", "larger")
-_SYNONYMS = {word: "largest" for word in _LARGE} | {"lr": "rate"}
+_SYNONYMS = dict.fromkeys(_LARGE, "largest") | {"lr": "rate"}
 
 
 def _words(text: str) -> set[str]:
     """Stems of the words that carry meaning."""
     lowered = re.sub(r"\blearning rates?\b", "rate", text.lower()).replace("batch size", "batch")
-    words = {_SYNONYMS.get(word, word) for word in re.findall(r"[a-z0-9.]+", lowered)}
-    return {re.sub(r"(ing|ed|es|e|s|ly)$", "", word.strip(".")) for word in words - _SMALL}
+    found: list[str] = re.findall(r"[a-z0-9.]+", lowered)
+    words = {_SYNONYMS.get(word, word) for word in found} - _SMALL
+    return {re.sub(r"(ing|ed|es|e|s|ly)$", "", word.strip(".")) for word in words}
 
 
 def _likeness(text: str, said: str) -> float:
