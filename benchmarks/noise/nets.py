@@ -108,12 +108,12 @@ class Transformer(nn.Module):
 class Dilated(nn.Module):
     """One-hot letters to one logit for each position, through residual dilated convolutions."""
 
-    def __init__(self, width: int, dilations: tuple[int, ...]) -> None:
+    def __init__(self, width: int, dilations: tuple[int, ...], kernel: int = 3) -> None:
         super().__init__()
         self.enter = nn.Conv1d(4, width, 11, padding=5)
         self.norms = nn.ModuleList(nn.GroupNorm(4, width) for _ in dilations)
         self.convolutions = nn.ModuleList(
-            nn.Conv1d(width, width, 3, padding=d, dilation=d) for d in dilations
+            nn.Conv1d(width, width, kernel, padding=d * (kernel // 2), dilation=d) for d in dilations
         )
         self.out = nn.Conv1d(width, 1, 1)
         nn.init.constant_(self.out.bias, -3.0)
@@ -233,6 +233,14 @@ LARGE = {
     "transformer-tied": Net(
         partial(Transformer, 192, 4, 128, tied=True), partial(characters, length=128), of_characters, 8
     ),
-    "dilated": Net(partial(Dilated, 32, (1, 2, 4, 8)), partial(letters, length=1000), of_positions, 8),
+    "dilated": Net(  # the first two groups of SpliceAI's blocks
+        partial(Dilated, 32, (1, 1, 2, 2, 4, 4, 8, 8), 11),
+        partial(letters, length=1000),
+        of_positions,
+        8,
+    ),
+    "dilated-kernel-3": Net(
+        partial(Dilated, 32, (1, 2, 4, 8)), partial(letters, length=1000), of_positions, 8
+    ),
     "gru": Net(partial(Recurrent, 32, 256), partial(images, enlarged=4), of_classes, 32),
 }

@@ -1,11 +1,12 @@
-"""What measuring gradient noise inside a training step costs, ours and others', on seven nets.
+"""What measuring gradient noise inside a training step costs, ours and others', on eight nets.
 
 Every figure is the ratio of an update with the measurement to a plain AdamW update of the same net,
 timed turn by turn in random order, in CPU seconds of one thread; optimizer step and ``zero_grad``
 are in both. ``measured``: an update that is measured. ``default``: blocks of as many updates as the
 automatic period has settled on, one of them measured, against as many plain ones. ``accumulate``:
 four micro-batches an update, every update measured. ``memory``: peak of live tensor bytes. Peers are
-timed like ``measured``; one that refuses a net shows its own words.
+timed like ``measured``; one that refuses a net shows its own words. Nets and peers that are not asked
+for keep the figures they had.
 
     python benchmarks/noise/overhead.py [--rounds 30] [--peers SITE_PACKAGES] [NET ...]
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import random
 import sys
 import time
@@ -30,7 +32,7 @@ from torch import Tensor
 import rightbatch as rb
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from common import ratio_interval, save
+from common import RESULTS, ratio_interval, save
 from rightbatch.measure.memory.compat import record_allocator
 
 WARM_UP, SETTLE, MICRO_BATCHES = 3, 60, 4
@@ -109,7 +111,8 @@ def default_ratio(subject: Subject, rounds: int) -> dict[str, Any]:
         for _ in range(period):
             subject.update()
 
-    return {**interleaved(plain, block, max(3, rounds // 3)), "period": period}
+    # Long blocks are quiet enough by themselves.
+    return {**interleaved(plain, block, max(4, min(rounds, 4000 // period))), "period": period}
 
 
 def peak_bytes(subject: Subject, meter: rb.NoiseMeter | None) -> int:
@@ -166,15 +169,16 @@ def main() -> None:
         sys.path.append(options.peers)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    rows: dict[str, Any] = {}
+    path = RESULTS / "noise_overhead.json"
+    rows: dict[str, Any] = json.loads(path.read_text())["rows"] if path.exists() else {}
     for name in options.nets:
-        net = LARGE[name]
+        net, before = LARGE[name], rows.get(name, {})
         rows[name] = {
             "measured": measured_ratio(Subject(net), options.rounds),
             "default": default_ratio(Subject(net), options.rounds),
             "accumulate": measured_ratio(Subject(net), options.rounds, MICRO_BATCHES),
             "memory": memory_ratio(Subject(net)),
-            "peers": peer_ratios(net, options.rounds),
+            "peers": peer_ratios(net, options.rounds) if options.peers else before.get("peers", {}),
         }
         print(name, rows[name], file=sys.stderr, flush=True)
     save("noise_overhead", {"rounds": options.rounds, "rows": rows})

@@ -126,8 +126,12 @@ def summed_gradients(module: nn.Module, x: Tensor, d: Tensor) -> Gradients:
 
 
 def trained_parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """The module's own parameters that training changes."""
-    return [(name, p) for name, p in module.named_parameters(recurse=False) if p.requires_grad]
+    """A known layer's own parameters that training changes.
+
+    By name, since ``named_parameters`` takes as long as a small layer's kernel.
+    """
+    found = ((name, getattr(module, name, None)) for name in ("weight", "bias"))
+    return [(name, p) for name, p in found if isinstance(p, nn.Parameter) and p.requires_grad]
 
 
 def example_slices(num_examples: int, elements: int) -> Iterator[slice]:

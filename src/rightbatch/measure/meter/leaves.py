@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -90,15 +91,6 @@ class MicroBatchNorms:
     weighted: Mapping[nn.Parameter, Tensor] | None
     kept: Mapping[nn.Parameter, Tensor]
 
-    def squares(self, parameters: Set[nn.Parameter] | None = None) -> list[Tensor]:
-        """Squared norm over these parameters, or all; with weights the weighted one second."""
-
-        def chosen(values: Mapping[nn.Parameter, Tensor]) -> list[Tensor]:
-            return [v for p, v in values.items() if parameters is None or p in parameters]
-
-        plain = total(chosen(self.norms), power=2)
-        return [plain] if self.weighted is None else [plain, total(chosen(self.weighted), power=1)]
-
 
 class _LeafHook:
     __slots__ = ("_norms", "_parameter")
@@ -110,12 +102,30 @@ class _LeafHook:
         self._norms.see(self._parameter, gradient)
 
 
-def total(values: Sequence[Tensor], *, power: int) -> Tensor:
-    """Sum of powers in float64, on the first value's device; shape []."""
-    if not values:
-        return torch.zeros((), dtype=torch.float64)
-    device = values[0].device
-    return torch.stack([v.to(device) for v in values]).double().pow(power).sum()
+def squared_norms(
+    parts: Sequence[MicroBatchNorms], parameters: Set[nn.Parameter] | None = None
+) -> list[list[float]]:
+    """Each part's squared norm over these parameters, or all; with weights the weighted one second.
+
+    All numbers leave the device in one go and are added in double precision.
+    """
+
+    def chosen(values: Mapping[nn.Parameter, Tensor]) -> list[Tensor]:
+        return [v for p, v in values.items() if parameters is None or p in parameters]
+
+    norms = [chosen(part.norms) for part in parts]
+    weighted = [chosen(part.weighted) for part in parts if part.weighted is not None]
+    numbers = iter(off_device([value for values in (*norms, *weighted) for value in values]))
+    plain = [sum(x * x for x in islice(numbers, len(values))) for values in norms]
+    if not weighted:
+        return [[square] for square in plain]
+    second = [sum(islice(numbers, len(values))) for values in weighted]
+    return [list(pair) for pair in zip(plain, second, strict=True)]
+
+
+def off_device(values: Sequence[Tensor]) -> list[float]:
+    """The numbers of tensors of shape [], with a single wait for the device."""
+    return torch.stack([v.to(values[0].device) for v in values]).tolist() if values else []
 
 
 def norm(gradient: Tensor) -> Tensor:

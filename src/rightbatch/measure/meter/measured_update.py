@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any
@@ -15,7 +16,7 @@ from rightbatch.core.errors import InvalidInputError
 from rightbatch.core.samples import GradientSample, GradientSource
 from rightbatch.measure.meter.groups import measure_groups
 from rightbatch.measure.meter.layers import max_single
-from rightbatch.measure.meter.leaves import LeafNorms, MicroBatchNorms
+from rightbatch.measure.meter.leaves import LeafNorms, MicroBatchNorms, squared_norms
 from rightbatch.measure.meter.model_facts import (
     MIN_COVERED,
     ModelFacts,
@@ -207,7 +208,7 @@ class MeasuredUpdate:
             raise InvalidInputError(found, need="one row of the input for each example", hint=hint)
         if n < 2:
             return Skipped("a batch of one example")
-        if self._uncovered is None and not bool(torch.stack(micro.squares()).isfinite().all()):
+        if self._uncovered is None and not all(map(math.isfinite, squared_norms([micro])[0])):
             return NOT_FINITE  # nothing could be checked
         squares = layers.finish(set(micro.norms) - (self._uncovered or set()), micro.kept)
         if self._uncovered is None:

@@ -38,6 +38,8 @@ class NoiseMeter:
         optimizer: gives the preconditioner of Adam and its kin; None measures plain norms only.
         period: measure one update in so many; ``"auto"`` keeps the time that measuring adds to 1 %.
         reduction: how the loss joins the examples of a backward pass, ``"mean"`` or ``"sum"``.
+        population: examples of the data that batches are drawn from without putting back, such as an
+            epoch's; matters where a batch is a large part of them. None: as good as endless.
         clock: seconds, for tests.
 
     Raises:
@@ -51,9 +53,11 @@ class NoiseMeter:
         period: int | Literal["auto"] = "auto",
         reduction: Reduction = "mean",
         *,
+        population: int | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        _check_options(period, reduction)
+        _check_options(period, reduction, population)
+        self._population = population
         self._model = model
         self._facts: ModelFacts = look_at(model)
         self._optimizer = optimizer
@@ -205,8 +209,14 @@ class NoiseMeter:
         found = self._update.finish(examples, scale, groups, self._period.extra_share)
         if isinstance(found, Skipped):
             self.skipped[found.reason] += 1
-        else:
-            self._samples.append(found.replace(examples_seen=self.examples_seen))
+            return
+        if self._population is not None and found.big_batch_size > self._population:
+            need = f"batches of at most population={self._population} examples"
+            hint = "population is the number of examples in the training data"
+            raise InvalidInputError(f"an update of {found.big_batch_size}", need=need, hint=hint)
+        self._samples.append(
+            found.replace(examples_seen=self.examples_seen, population=self._population)
+        )
 
     def _note_time(self, measured: bool) -> None:
         """Time between two calls is an update's, loader and optimizer included."""
@@ -227,7 +237,7 @@ class NoiseMeter:
         return weights if finite else None
 
 
-def _check_options(period: object, reduction: object) -> None:
+def _check_options(period: object, reduction: object, population: int | None) -> None:
     valid = period == "auto" or (
         isinstance(period, int) and not isinstance(period, bool) and period >= 1
     )
@@ -237,3 +247,6 @@ def _check_options(period: object, reduction: object) -> None:
     if reduction not in {"mean", "sum"}:
         hint = 'use "mean" if the loss averages over examples, "sum" if it adds'
         raise InvalidInputError(f"reduction={reduction!r}", need='"mean" or "sum"', hint=hint)
+    if population is not None and population < 2:
+        hint = "population=len(dataset), or leave it out"
+        raise InvalidInputError(f"population={population!r}", need="at least 2 examples", hint=hint)

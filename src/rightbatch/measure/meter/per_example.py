@@ -7,6 +7,7 @@ changes, so outputs, gradients and random numbers stay what they were, bit for b
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Set
 from typing import Any
 
@@ -36,7 +37,7 @@ class PerExampleNorms:
         self.exact = exact
         """Whether sketches are never used."""
         self._generators: dict[torch.device, torch.Generator] = {}
-        self._seed = seed
+        self._seed, self._random = seed, random.Random(seed)
         self._known = [
             m for m in model.modules() if layers.is_known(m) and layers.trained_parameters(m)
         ]
@@ -180,8 +181,8 @@ class PerExampleNorms:
         if self.weights is not None:
             weighted = layers.weighted_sq_norms(module, x, d, self.weights)
         for name, plain in found.items():
-            both = [plain, weighted[name]] if weighted else [plain]
-            self._add(parameters[name], torch.stack(both))
+            both = torch.stack([plain, weighted[name]]) if weighted else plain.unsqueeze(0)
+            self._add(parameters[name], both)
 
     def _plain(self, module: nn.Module, x: Tensor, d: Tensor, n: int) -> layers.Gradients:
         """Squared norms [N] of parameters that are used once."""
@@ -192,7 +193,7 @@ class PerExampleNorms:
         if self.exact or not layers.is_normalisation(module) or n < 2 * stride:
             return layers.squared_norms(module, x, d)
         # Every stride-th example from a random one on: each is in with probability 1 / stride.
-        rows = slice(self._offset(stride), None, stride)
+        rows = slice(self._random.randrange(stride), None, stride)
         found = layers.squared_norms(module, x[rows], d[rows])
         return {name: (stride * s.sum() / n).expand(n) for name, s in found.items()}
 
@@ -220,7 +221,6 @@ class PerExampleNorms:
             self._broken |= {p for _, p in layers.trained_parameters(module)}
 
     def _add(self, parameter: nn.Parameter, squares: Tensor) -> None:
-        squares = squares.double()
         before = self._squares.get(parameter)
         self._squares[parameter] = squares if before is None else before + squares
 
@@ -238,9 +238,6 @@ class PerExampleNorms:
             bits = torch.randint(0, 2, shape, dtype=torch.int8, device=device, generator=generator)
             self._signs[parameter] = bits.mul_(2).sub_(1).to(dtype)
         return self._signs[parameter]
-
-    def _offset(self, stride: int) -> int:
-        return int(torch.randint(0, stride, (), generator=self._generator(torch.device("cpu"))))
 
     def _generator(self, device: torch.device) -> torch.Generator:
         """Our own source of randomness: the training's is not touched."""

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rightbatch.core.errors import InvalidInputError
 from rightbatch.core.samples import Coupling, GradientSample
-from rightbatch.measure.meter.leaves import MicroBatchNorms, total
+from rightbatch.measure.meter.leaves import MicroBatchNorms, squared_norms
 from rightbatch.measure.meter.whole import gather_over_replicas
 from rightbatch.measure.meter.window import (
     Pair,
@@ -55,13 +55,14 @@ def sample_of_examples(
     covered = {p for p in micro.norms if p in squares and p not in uncovered}
     if not covered:
         return Skipped("no gradient of a covered parameter")
-    rows = len(squares[next(iter(covered))])
-    small = [total([squares[p][k].sum() for p in covered], power=1) for k in range(rows)]
-    values = _numbers([*small, *micro.squares(covered)], scale)
-    if values is None:
+    device = next(iter(micro.norms.values())).device
+    of_examples = torch.stack([squares[p].to(device) for p in covered]).double().sum((0, 2)).tolist()
+    (whole,) = squared_norms([micro], covered)
+    if not _finite(of_examples, whole):
         return NOT_FINITE
     pairs = [
-        pair_of_examples(num_examples, values[k], values[rows + k], reduction) for k in range(rows)
+        pair_of_examples(num_examples, small / scale**2, big / scale**2, reduction)
+        for small, big in zip(of_examples, whole, strict=True)
     ]
     return _sample(pairs, share_of(covered, micro.norms), None)
 
@@ -92,8 +93,8 @@ def sample_of_micro_batches(
     """
     if len(micro) < 2:
         return Skipped("a single micro-batch in the update")
-    values = _numbers([s for part in (*micro, whole) for s in part.squares()], 1.0)
-    if values is None:
+    *parts, wholes = squared_norms([*micro, whole])
+    if not _finite(*parts, wholes):
         return NOT_FINITE
     untouched = abs(changed - 1) < 1e-3
     if not untouched and abs(changed / scale - 1) > 1e-3:
@@ -101,12 +102,12 @@ def sample_of_micro_batches(
         need = "the gradient as backward left it, or unscaled"
         hint = "clip after update(); with a GradScaler, update(scaler=scaler)"
         raise InvalidInputError(found, need=need, hint=hint)
-    rows = len(whole.squares())
-    parts = [v / scale**2 for v in values[:-rows]]
-    wholes = [v / (scale if untouched else 1.0) ** 2 for v in values[-rows:]]
+    left = (scale if untouched else 1.0) ** 2
     pairs = [
-        pair_of_micro_batches(sizes, parts[k::rows], wholes[k], reduction, "micro-batches")
-        for k in range(rows)
+        pair_of_micro_batches(
+            sizes, [part[k] / scale**2 for part in parts], square / left, reduction, "micro-batches"
+        )
+        for k, square in enumerate(wholes)
     ]
     return _sample(pairs, 1.0, coupling)
 
@@ -137,16 +138,13 @@ def sample_of_replicas(
     Returns:
         The sample, the same on every process; the mean of ``extra_share``, None if one has none.
     """
-    wholes = torch.stack(whole.squares()).tolist()
+    *parts, wholes = squared_norms([*micro, whole])
     extra = -1.0 if extra_share is None else extra_share
-    mine = [
-        [extra, size, *torch.stack(m.squares()).tolist()] for size, m in zip(sizes, micro, strict=True)
-    ]
+    mine = [[extra, size, *part] for size, part in zip(sizes, parts, strict=True)]
     gathered = gather_over_replicas(model, mine)
     extras = [row[0] for row in gathered]
     shared = None if min(extras) < 0 else sum(extras) / len(extras)
-    values = [value for row in gathered for value in row] + wholes
-    if not all(map(math.isfinite, values)):
+    if not _finite(*gathered, wholes):
         return NOT_FINITE, shared
     # A mean is never longer than its parts together: were it still scaled, it would be.
     longest = sum(math.sqrt(row[2]) for row in gathered)
@@ -182,13 +180,12 @@ def sample_of_groups(
         whole: norms of the sum of all.
         coupling: for the record.
     """
-    values = _numbers([s for part in (*micro, whole) for s in part.squares()], 1.0)
-    if values is None:
+    *parts, wholes = squared_norms([*micro, whole])
+    if not _finite(*parts, wholes):
         return NOT_FINITE
-    rows = len(whole.squares())
     pairs = [
-        pair_of_micro_batches(sizes, values[k:-rows:rows], values[k - rows], "sum", "groups")
-        for k in range(rows)
+        pair_of_micro_batches(sizes, [part[k] for part in parts], square, "sum", "groups")
+        for k, square in enumerate(wholes)
     ]
     return _sample(pairs, 1.0, coupling)
 
@@ -223,11 +220,8 @@ def share_of(part: set[nn.Parameter], whole: Mapping[nn.Parameter, object]) -> f
     return sum(p.numel() for p in whole if p in part) / elements if elements else 1.0
 
 
-def _numbers(values: Sequence[Tensor], scale: float) -> list[float] | None:
-    """Off the device, in one go, without the loss scale; None where one is not finite."""
-    device = values[0].device
-    numbers = [v / scale**2 for v in torch.stack([v.to(device) for v in values]).tolist()]
-    return numbers if all(map(math.isfinite, numbers)) else None
+def _finite(*rows: Sequence[float]) -> bool:
+    return all(math.isfinite(value) for row in rows for value in row)
 
 
 def _sample(pairs: Sequence[Pair], covered: float, coupling: Coupling | None) -> GradientSample:

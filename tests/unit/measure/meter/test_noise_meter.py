@@ -561,3 +561,41 @@ def test_the_automatic_period_keeps_the_overhead() -> None:
             measured_updates += len(meter.samples) - due
     assert meter.period == 20
     assert measured_updates == pytest.approx(300 / 20, abs=3)
+
+
+def test_batches_drawn_without_putting_back_give_the_moments_of_the_whole_data() -> None:
+    model = nn.Linear(8, 3).double()
+    x, y = X[:24].double(), Y[:24]
+    single = [
+        torch.cat([
+            g.flatten()
+            for g in torch.autograd.grad(F.cross_entropy(model(x[i]), y[i]), list(model.parameters()))
+        ])
+        for i in range(24)
+    ]
+    each = torch.stack(single)
+    true_trace, true_square = float(each.var(0, correction=0).sum()), float(each.mean(0).square().sum())
+    meter = rb.NoiseMeter(model, period=1, population=24)
+    with meter:
+        for seed in range(60):
+            rows = torch.randperm(24, generator=torch.Generator().manual_seed(seed))[:16]
+            model.zero_grad()
+            F.cross_entropy(model(x[rows]), y[rows]).backward()
+            meter.update()
+    found = meter.estimate()
+    assert found.trace_covariance == pytest.approx(true_trace, rel=0.03)
+    assert found.grad_sq_norm == pytest.approx(true_square, rel=0.1)
+
+
+def test_an_update_of_more_examples_than_there_are_is_refused() -> None:
+    model = Net()
+    with (
+        rb.NoiseMeter(model, period=1, population=8) as meter,
+        pytest.raises(InvalidInputError, match="an update of 16.*population=8"),
+    ):
+        loop(model, meter, updates=1)
+
+
+def test_a_population_of_one_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match="population=1.*at least 2"):
+        rb.NoiseMeter(nn.Linear(2, 2), population=1)
