@@ -112,7 +112,7 @@ def default_ratio(subject: Subject, rounds: int) -> dict[str, Any]:
             subject.update()
 
     # Long blocks are quiet enough by themselves.
-    return {**interleaved(plain, block, max(4, min(rounds, 4000 // period))), "period": period}
+    return {**interleaved(plain, block, max(4, min(rounds, 800 // period))), "period": period}
 
 
 def peak_bytes(subject: Subject, meter: rb.NoiseMeter | None) -> int:
@@ -180,8 +180,7 @@ def main() -> None:
             "memory": memory_ratio(Subject(net)),
             "peers": peer_ratios(net, options.rounds) if options.peers else before.get("peers", {}),
         }
-        print(name, rows[name], file=sys.stderr, flush=True)
-    save("noise_overhead", {"rounds": options.rounds, "rows": rows})
+        save("noise_overhead", {"rounds": options.rounds, "rows": rows})
 
 
 if __name__ == "__main__":
