@@ -9,6 +9,7 @@ timed like ``measured``; one that refuses a net shows its own words. Nets and pe
 for keep the figures they had.
 
     python benchmarks/noise/overhead.py [--rounds 30] [--peers SITE_PACKAGES] [NET ...]
+    python benchmarks/noise/overhead.py --table
 """
 
 from __future__ import annotations
@@ -159,12 +160,33 @@ def peer_ratios(net: Net, rounds: int) -> dict[str, Any]:
     return found
 
 
+def table(rows: dict[str, Any]) -> str:
+    """The committed figures as Markdown."""
+    ours = ("default", "measured", "accumulate")
+    lines = [
+        " | ".join(("| net", *ours, "memory", *PEERS, "")).rstrip(),
+        "|" + " --- |" * (len(ours) + len(PEERS) + 2),
+    ]
+    for name, row in rows.items():
+        cells = [f"{row[k]['value']:.2f} ({row[k]['low']:.2f} to {row[k]['high']:.2f})" for k in ours]
+        cells.append(f"{row['memory']:.2f}")
+        for peer in PEERS:
+            found = row["peers"].get(peer)
+            cells.append(f"{found['value']:.2f}" if isinstance(found, dict) else "fails")
+        lines.append(" | ".join((f"| {name}", *cells, "")).rstrip())
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("nets", nargs="*", default=list(LARGE))
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--peers", help="a folder to import opacus, backpack and gns_pytorch from")
+    parser.add_argument("--table", action="store_true", help="print what was found, measure nothing")
     options = parser.parse_args()
+    if options.table:
+        print(table(json.loads((RESULTS / "noise_overhead.json").read_text())["rows"]))
+        return
     if options.peers:
         sys.path.append(options.peers)
     warnings.simplefilter("ignore")

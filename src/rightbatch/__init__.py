@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from rightbatch.plan.transformer_memory import (
         estimate_transformer_memory as estimate_transformer_memory,
     )
+    from rightbatch.plan.wishes import Wishes as Wishes
     from rightbatch.tasks.load import load_task as load_task
     from rightbatch.tasks.task import Loss as Loss
     from rightbatch.tasks.task import Task as Task
@@ -55,6 +56,7 @@ _HOMES = {
     "plan.limits": ("Limits",),
     "plan.planner": ("make_plan",),
     "plan.transformer_memory": ("estimate_transformer_memory",),
+    "plan.wishes": ("Wishes",),
     "tasks.load": ("load_task",),
     "tasks.task": ("Loss", "Task"),
     "train.accumulate": ("accumulate",),

@@ -198,3 +198,57 @@ def test_a_task_with_rare_positives_is_told_what_an_update_sees_of_them(tmp_path
     assert chances == sorted(chances, reverse=True)
     assert "of positions are positive" in run_cli("plan", tmp_path / "out").out
     assert "Rare positives" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def test_modes_are_measured_on_request_and_planned_from_the_saved_file(tmp_path: Path) -> None:
+    call = ("plan", "digits", "--time-budget", "6s", "--out", tmp_path, "--modes", "--json")
+    first = run_cli(*call)
+    assert first.code == 0, first.out
+    by_name = {d["name"]: d for d in first.document["decisions"]}
+    assert by_name["precision"]["evidence"] == "measured"
+    assert "bf16 x" in by_name["precision"]["reason"]
+    again = run_cli("plan", tmp_path, "--modes", "--json").document
+    assert again["plan"] == first.document["plan"]
+    plain = run_cli("plan", tmp_path, "--json").document
+    assert plain["plan"]["precision"] == "fp32"
+    assert not plain["plan"]["checkpointing"]
+
+
+def test_a_plan_for_an_accelerator_that_is_not_here_says_so(tmp_path: Path) -> None:
+    call = ("plan", "digits", "--time-budget", "2s", "--out", tmp_path)
+    first = run_cli(*call, "--device", "cuda:a100-40gb", "--json")
+    assert first.code == 0, first.out
+    assert first.document["planned_for"] == {"device": "cuda:a100-40gb", "evidence": "derived"}
+    assert "not_here" in {guard["name"] for guard in first.document["guards"]}
+    again = run_cli("plan", tmp_path, "--device", "cuda:a100-40gb", "--json").document
+    assert again["plan"] == first.document["plan"]
+    assert "not_here" not in (tmp_path / "plan.toml").read_text()
+    assert 'device = "cuda:a100-40gb"' in (tmp_path / "plan.toml").read_text()
+    other = run_cli("plan", tmp_path, "--device", "cuda:t4")
+    assert_three_parts(other, code=2, found="cuda:t4", need="", hint="rightbatch plan digits --device")
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        (["--device", "cuda:a100-40gb", "--train"], "--train with --device cuda:a100-40gb"),
+        (["--device", "cuda:a100-40gb", "--check-lr"], "--check-lr with --device"),
+        (["--device", "cuda:a99"], "device 'cuda:a99'"),
+        (["--device", "cuda:mi300x"], "device cuda:mi300x"),
+    ],
+)
+def test_what_an_accelerator_that_is_not_here_cannot_do_is_refused(
+    tmp_path: Path, options: list[str], found: str
+) -> None:
+    called = run_cli("plan", "digits", "--out", tmp_path / "out", *options)
+    assert_three_parts(called, code=2, found=found, need="", hint="")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_planned_rate_is_checked_once_and_the_guard_gives_its_losses(tmp_path: Path) -> None:
+    call = ("plan", "digits", "--time-budget", "4s", "--out", tmp_path, "--check-lr", "--json")
+    guards = {g["name"]: g for g in run_cli(*call).document["guards"]}
+    assert guards["stability"]["evidence"] == "measured"
+    assert "loss" in guards["stability"]["text"]
+    saved = json.loads((tmp_path / "measurements.json").read_text())["rate_checks"]
+    assert len(saved) == 1

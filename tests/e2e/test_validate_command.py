@@ -55,9 +55,49 @@ def test_sharpness_is_printed_with_what_it_cannot_say(spec: str) -> None:
     assert "does not explain a difference in accuracy" in called.out
 
 
+def test_remedies_are_tried_on_request_and_stand_in_the_answer_the_document_and_the_page(
+    spec: str,
+) -> None:
+    asked = ("validate", spec, "--batch", "16", "--seeds", "2", "--margin", "1e-9", "--remedy")
+    called = run_cli(*asked)
+    assert called.code == 1, called.err
+    assert "the model has no BatchNorm" in called.out
+    assert "hold together with 95 %" in called.out
+    found = run_cli(*asked, "--json").document
+    results = {result["remedy"]["name"]: result for result in found["remedies"]["results"]}
+    assert results["ghost batch norm"]["verdict"] == "does not apply"
+    assert results["longer training"]["examples_ratio"] == pytest.approx(2, rel=0.1)
+    assert "validate.html" in found["files"]["page"]
+    assert "What the remedies did" in Path(found["files"]["page"]).read_text()
+
+
+def test_a_budget_answers_with_what_is_there_and_the_same_command_goes_on(spec: str) -> None:
+    asked = ("validate", spec, "--batch", "16", "--seeds", "3", "--margin", "5", "--budget", "5runs")
+    called = run_cli(*asked)
+    assert called.code == 1, called.err
+    assert called.out.startswith("Equivalent: mse ")
+    assert "The budget ended before 1 of the runs asked for" in called.out
+    again = run_cli(*asked, "--json")
+    assert (again.code, again.document["unfinished_runs"]) == (0, 0)
+
+
+def test_without_plotly_the_verdict_is_given_and_the_missing_page_explained(
+    spec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rightbatch.report.exhibits.importlib.util.find_spec", lambda name: None)
+    called = run_cli("validate", spec, "--batch", "16", "--seeds", "2", "--margin", "5", "--json")
+    assert called.code == 0, called.err
+    assert "no page was drawn: plotly is not installed" in called.err
+    assert "page" not in called.document["files"]
+
+
 @pytest.mark.parametrize(
     ("options", "found", "hint"),
     [
+        (["--batch", "16", "--budget", "0runs"], "--budget '0runs'", "write 20runs, or 10m"),
+        (["--batch", "16", "--budget", "soon"], "--budget 'soon'", "write 20runs, or 10m"),
+        (["--sweep", "2:8", "--budget", "5runs"], "--budget with --sweep", "--batch 256"),
+        (["--sweep", "2:8", "--remedy"], "--remedy with --sweep", "--batch 256"),
         (["--batch", "16", "--seeds", "1"], "1 seed(s)", "--seeds 3"),
         (["--batch", "16", "--margin", "0"], "margin = 0", "--margin 0.005"),
         ([], "nothing to compare", "--batch 256"),
@@ -67,6 +107,10 @@ def test_sharpness_is_printed_with_what_it_cannot_say(spec: str) -> None:
         (["--batch", "64"], "batch 64 with 48 training examples", "choose another"),
         (["--sweep", "8"], "'8'", "write 8:512"),
         (["--sweep", "8:64"], "to the 48 training", "--sweep 8:512"),
+        (["--sweep", "2:8", "--rates", "4"], "4 rates", "--rates 5"),
+        (["--batch", "16", "--rates", "5"], "--rates 5 without --sweep", "--sweep 8:512"),
+        (["--batch", "16", "--workers", "0"], "--workers '0'", "--workers 2"),
+        (["--sweep", "2:8", "--workers", "many"], "--workers 'many'", "--workers 2"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_in_three_parts(
@@ -84,7 +128,14 @@ def test_a_sweep_without_a_bend_says_so_and_keeps_every_run(spec: str) -> None:
     called = run_cli("validate", spec, "--sweep", "4:16", "--seeds", "1", "--out", "s")
     assert called.code == 2
     assert "need a bend inside the sweep" in called.err
-    assert [*Path("s/arms").glob("*.json")]
+    assert Path("s/ledger.sqlite").exists()
+
+
+def test_workers_make_the_same_runs(spec: str) -> None:
+    options = ("--batch", "16", "--seeds", "2", "--json")
+    alone = run_cli("validate", spec, *options, "--out", "alone").document
+    crew = run_cli("validate", spec, *options, "--out", "crew", "--workers", "2").document
+    assert [run["metrics"] for run in crew["runs"]] == [run["metrics"] for run in alone["runs"]]
 
 
 def test_branches_answer_with_an_interval(spec: str) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import TensorDataset
 
 from ranks import run_ranks
@@ -77,13 +78,18 @@ def two_terms(model: Any, batch: tuple[Tensor, Tensor]) -> dict[str, Loss]:
     return {"error": Loss(error, weight.sum()), "code": Loss(code, len(x))}
 
 
-def task(x: Tensor = X, model: Any = plain) -> Task:
+def one_call(model: Any, batch: tuple[Tensor, Tensor]) -> Loss:
+    """Where ``two_terms`` calls each block twice."""
+    return Loss(model(batch[0]).square().sum(), len(batch[0]))
+
+
+def task(x: Tensor = X, model: Any = plain, loss: Any = two_terms) -> Task:
     return Task(
         name="sharded",
         model=model,
         train_data=TensorDataset(x, WEIGHT),
         valid_data=TensorDataset(X[:7], WEIGHT[:7]),
-        loss=two_terms,
+        loss=loss,
         evaluate=lambda model, batches: {"loss": float(sum(model(x).sum() for x, _ in batches))},
         recipe=RECIPE,
     )
@@ -95,8 +101,19 @@ WHOLE = Plan.from_recipe(RECIPE, "sharded", micro_batch_size=3, accumulation_ste
 
 class Found(NamedTuple):
     run: Run
+    reduces: int
     nan: Run
     refused: list[str]
+
+
+class Reduces(TorchDispatchMode):
+    """Counts the reduce-scatters that are started, in backward too."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func.namespace == "c10d" and "reduce_scatter" in func.__name__
+        return func(*args, **(kwargs or {}))
 
 
 def refusal(folder: Path, plan: Plan = PLAN, **how: Any) -> str:
@@ -118,7 +135,9 @@ def work(folder: Path) -> Found:
         refusal(folder / "none", meter=lambda *given: None),
         refusal(folder / "none", model=tied),
     ]
-    return Found(train(task(), PLAN, folder / "run", 0, 4, shard=True), nan, refused)
+    with Reduces() as reduces:
+        train(task(loss=one_call), PLAN, folder / "counted", 0, 4, shard=True)
+    return Found(train(task(), PLAN, folder / "run", 0, 4, shard=True), reduces.count, nan, refused)
 
 
 def go_on(folder: Path) -> Run:
@@ -155,6 +174,11 @@ def test_a_run_on_two_shards_then_one_process_then_three_shards_is_the_run_on_on
     assert train(task(), PLAN, folder / "run", 0, 7, resume=True).updates == 7
     assert {run.updates for run in run_ranks(3, go_on, folder)} == {alone.updates}
     same_weights(folder, "run", "alone")
+
+
+def test_each_part_of_the_model_reduces_its_gradients_once_per_update(two: list[Found]) -> None:
+    """Three parts, the two blocks and the rest; two micro-batches in each of four updates."""
+    assert [found.reduces for found in two] == [3 * 4] * 2
 
 
 @pytest.mark.usefixtures("two", "alone")

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 from rightbatch.cli.largest import Room
 from rightbatch.cli.output import Answer
 from rightbatch.core.devices import Accelerator, parse_accelerator
-from rightbatch.core.errors import InvalidInputError, RightBatchError
-from rightbatch.core.samples import MemoryTrace
+from rightbatch.core.errors import InvalidInputError
 from rightbatch.core.units import format_bytes
 from rightbatch.fit.cuda_memory import CudaMemory, largest_micro_batch, predict_cuda_memory
 from rightbatch.report.tables import Table
@@ -19,13 +18,24 @@ from rightbatch.tasks.task import Task
 if TYPE_CHECKING:
     from rightbatch.measure.memory.options import StepOptions
 
-# Two sizes give every allocation's line; the third shows, and then gives, a curve.
-_SIZES = (2, 3, 5)
-
 
 def names_accelerator(device: str) -> bool:
     """Whether a device is one of the catalogue, and not one of this machine such as ``cuda:1``."""
     return device.startswith("cuda:") and not device.removeprefix("cuda:").isdigit()
+
+
+def simulated_accelerator(device: str) -> Accelerator:
+    """Look up an accelerator whose memory can be predicted.
+
+    Raises:
+        InvalidInputError: no such accelerator, or one that is not simulated.
+    """
+    accelerator = parse_accelerator(device)
+    if not accelerator.simulated:
+        hint = "choose one whose allocator is simulated, such as cuda:h100-80gb"
+        need = "an accelerator whose allocator is simulated"
+        raise InvalidInputError(f"device {device}", need=need, hint=hint)
+    return accelerator
 
 
 def accelerator_memory(
@@ -44,14 +54,10 @@ def accelerator_memory(
         InvalidInputError: no such accelerator, or one that is not simulated.
         InfeasibleError: one example does not fit.
     """
-    accelerator = parse_accelerator(device)
-    if not accelerator.simulated:
-        found, hint = (
-            f"device {device}",
-            "choose one whose allocator is simulated, such as cuda:h100-80gb",
-        )
-        raise InvalidInputError(found, need="an accelerator whose allocator is simulated", hint=hint)
-    traces = _trace(task, accelerator, options)
+    from rightbatch.measure.elsewhere import trace_accelerator
+
+    accelerator = simulated_accelerator(device)
+    traces = trace_accelerator(task, accelerator, options)
     limit = limit_bytes or accelerator.memory_bytes
     room = Room(limit_bytes=limit, headroom=headroom, most_examples=most_examples)
     usable = int(limit * (1 - headroom))
@@ -82,40 +88,6 @@ def accelerator_memory(
             " run.",
         ),
     )
-
-
-def _trace(task: Task, accelerator: Accelerator, options: StepOptions) -> list[MemoryTrace]:
-    """Trace the step at a few sizes as the accelerator would run it, on the costliest examples.
-
-    Raises:
-        InvalidInputError: the step cannot run on fake tensors.
-        InvalidTaskError: its batches are the same at every size.
-        RightBatchError: what the task's own code raised.
-    """
-    from rightbatch.measure.memory import trace_cuda
-    from rightbatch.measure.memory.ladder import check_growth
-    from rightbatch.measure.memory.steps import caller_untouched
-    from rightbatch.measure.memory.worst_case import find_worst_case, with_examples
-    from rightbatch.tasks.where import at, raised_at
-
-    with caller_untouched():
-        worst_case = find_worst_case(task)
-    costliest = with_examples(task, worst_case.indices)
-    capability = accelerator.capability
-    try:
-        traces = [
-            trace_cuda(costliest, size, options=options, capability=capability) for size in _SIZES
-        ]
-    except RightBatchError:
-        raise
-    except Exception as error:  # whatever the user's code raises on tensors without values
-        line = str(error).partition("\n")[0]
-        found = f"no trace for {accelerator.name}{at(raised_at(error))}: {type(error).__name__}: {line}"
-        hint = "keep the step in torch, without .numpy() and without moving the model; or measure here:"
-        hint += " --device cpu"
-        raise InvalidInputError(found, need="a step that runs on fake tensors", hint=hint) from error
-    check_growth(traces)
-    return [trace.replace(worst_case=worst_case) for trace in traces]
 
 
 def _document(prediction: CudaMemory) -> dict[str, object]:

@@ -6,14 +6,14 @@ from pathlib import Path
 
 from rightbatch.cli.output import Answer, say
 from rightbatch.cli.progress import measure_bar
-from rightbatch.cli.source import Flag, load, option
+from rightbatch.cli.source import Flag, load, option, parse_workers
 from rightbatch.cli.validate import parse_range
 from rightbatch.core.errors import EXIT_DONE, EXIT_FINDING, InvalidInputError
 from rightbatch.report.steps_text import branch_table, critical_lines, definitions_table
 from rightbatch.report.terminal import render
 
 
-def critical(
+def critical(  # noqa: PLR0913 - each its own
     task: str,
     /,
     *,
@@ -21,6 +21,7 @@ def critical(
     points: str = "0.05,0.2,0.5",
     seeds: int = 5,
     tolerance: float = 0.05,
+    workers: str = "1",
     device: str = "cpu",
     out: Path | None = None,
     json: Flag = False,
@@ -36,6 +37,7 @@ def critical(
         points: Where in the recipe's run branches begin, as shares of it.
         seeds: Pairs of weights and order; more seeds see smaller rises of the loss.
         tolerance: Rise of the loss, as a share of it, that does not count.
+        workers: Processes that train at the same time, or ray, for those of a Ray cluster.
         device: Where to train, as torch names it: cpu, cuda, cuda:1.
         out: Folder for critical.json and all branches; rightbatch-NAME/critical if not given.
         json: Print one JSON document on stdout.
@@ -43,6 +45,7 @@ def critical(
     from rightbatch.validate.critical import CRITICAL, measure_critical
 
     shares = option("--points", parse_shares, points)
+    at_once = option("--workers", parse_workers, workers)
     sizes = option("--batch", parse_range, batch) if batch else None
     loaded = load(task, device)
     if sizes is None:
@@ -59,6 +62,7 @@ def critical(
             points=shares,
             seeds=seeds,
             tolerance=tolerance,
+            workers=at_once,
             device=device,
             on_progress=on_progress,
         )

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cyclopts import Parameter
 
+from rightbatch.cli.elsewhere import add_elsewhere, device_elsewhere
 from rightbatch.cli.output import Answer, say
 from rightbatch.cli.positives import add_signal
 from rightbatch.cli.source import (
@@ -24,7 +26,8 @@ from rightbatch.cli.source import (
     saved_file,
 )
 from rightbatch.cli.train import OUTCOME, run_answer, run_folders, train_task
-from rightbatch.cli.tuning import tune_rate
+from rightbatch.cli.tuning import check_rate, tune_rate
+from rightbatch.core.devices import Accelerator
 from rightbatch.core.errors import EXIT_DONE, InvalidInputError, MissingPackageError
 from rightbatch.core.facts import TaskFacts
 from rightbatch.core.plan import BatchScheduleKind, Objective, Plan
@@ -90,6 +93,10 @@ class Wanted:
     tune_lr: Flag = False
     """Try half, once and twice the planned rate in short branches from the same weights, and keep the
     best; takes as long again as --time-budget at most."""
+    check_lr: Flag = False
+    """Train a short branch at the planned batch and rate, and say whether the loss rises."""
+    modes: Flag = False
+    """Measure other precisions and activation checkpointing too, and take what is quickest or fits."""
     fine_tuning: Flag = False
     """The weights are pre-trained: say how far the plan may move them."""
 
@@ -116,7 +123,7 @@ def plan(
         task: A built-in name, my_task.py[:name] or package.module:name, or a folder of an earlier plan.
         bounds: What the plan must respect.
         wanted: What is wanted of the plan.
-        measuring: How to measure.
+        measuring: How to measure; --device cuda:a100-40gb plans for an accelerator that is not here.
         out: Folder for plan, measurements and report; without it, rightbatch-NAME.
         train: Train with the plan too, into runs/plan of that folder.
         refresh: Measure afresh; otherwise what an earlier call saved is taken up.
@@ -129,24 +136,45 @@ def plan(
     limits = _limits(bounds)
     objective = wanted.objective or ("time" if limits.training_seconds else "balanced")
     check_wishes(objective, limits)  # before anything is measured
-    given = {"train": train, "refresh": refresh, "tune_lr": wanted.tune_lr}
-    measurements, folder, loaded = _measurements(task, measuring, out, **given)
+    given = {"refresh": refresh, "tune_lr": wanted.tune_lr, "check_lr": wanted.check_lr}
+    source = measuring
+    if away := device_elsewhere(measuring.device, train=train, **given):
+        source = dataclasses.replace(measuring, device=AS_USUAL.device)
+    measurements, folder, loaded = _measurements(
+        task, source, out, stages=_stages(wanted, away), train=train, **given
+    )
+    if away and loaded:
+        measurements = add_elsewhere(loaded, measurements, away, source, modes=wanted.modes)
+        write_record(folder / "measurements.json", measurements)
     if loaded and loaded.positive_loss and measurements.signal is None:
-        measurements = add_signal(loaded, measurements, measuring)
+        measurements = add_signal(loaded, measurements, source)
         write_record(folder / "measurements.json", measurements)
     facts = measurements.task
     if wanted.target:
         facts = facts.replace(target=parse_target(wanted.target, facts))
-    wishes = Wishes(batch_schedule=wanted.batch_schedule, fine_tuning=wanted.fine_tuning)
+    wishes = Wishes(
+        batch_schedule=wanted.batch_schedule,
+        fine_tuning=wanted.fine_tuning,
+        modes=wanted.modes,
+        device=away.name if away else None,
+    )
     made = make_plan(facts, measurements, objective, limits, wishes=wishes)
-    if wanted.tune_lr and loaded:
-        measurements = tune_rate(loaded, made, measurements, measuring)
-        write_record(folder / "measurements.json", measurements)
-        made = make_plan(facts, measurements, objective, limits, wishes=wishes)
+    for wish, tried in ((wanted.tune_lr, tune_rate), (wanted.check_lr, check_rate)):
+        if wish and loaded:
+            measurements = tried(loaded, made, measurements, measuring)
+            write_record(folder / "measurements.json", measurements)
+            made = make_plan(facts, measurements, objective, limits, wishes=wishes)
     write_plan(folder / "plan.toml", made)
     write_record(folder / "plan.json", made)
     run = _train(loaded, made, folder, measuring) if train and loaded else None
     return _answer(made, measurements, folder, run)
+
+
+def _stages(wanted: Wanted, away: Accelerator | None) -> tuple[str, ...]:
+    """What is measured here: steps of another device are traced, and not run."""
+    if away:
+        return ("loader", "noise")
+    return ("memory", "loader", "speed", *(("modes",) if wanted.modes else ()), "noise")
 
 
 def _limits(bounds: Bounds) -> Limits:
@@ -189,7 +217,13 @@ def parse_target(text: str, facts: TaskFacts) -> Target:
 
 
 def _measurements(
-    spec: str, measuring: Measuring, out: Path | None, *, refresh: bool, **needs_task: bool
+    spec: str,
+    measuring: Measuring,
+    out: Path | None,
+    *,
+    stages: Sequence[str],
+    refresh: bool,
+    **needs_task: bool,
 ) -> tuple[Measurements, Path, Task | None]:
     """The measurements, the folder they lie in, and the task where it was loaded."""
     if path := saved_file(spec):
@@ -200,7 +234,8 @@ def _measurements(
         return measurements, folder, None
     task = load(spec, measuring.device)
     folder = out or Path(f"rightbatch-{task.name}")
-    return measure_task(task, measuring, out=folder, refresh=refresh), folder, task
+    measured = measure_task(task, measuring, stages=stages, out=folder, refresh=refresh)
+    return measured, folder, task
 
 
 def _train(task: Task, plan: Plan, folder: Path, measuring: Measuring) -> Run:
@@ -227,6 +262,10 @@ def _answer(plan: Plan, measurements: Measurements, folder: Path, run: Run | Non
     document: dict[str, Any] = {
         "task": plan.task,
         "plan": plan.model_dump(mode="json", include=set(_HEADLINE)),
+        "planned_for": {
+            "device": plan.device,
+            "evidence": "derived" if plan.is_derived else "measured",
+        },
         "plateau": plan.plateau,
         "predicted": plan.predicted.model_dump(mode="json") if plan.predicted else None,
         "decisions": [decision.model_dump(mode="json") for decision in plan.decisions],

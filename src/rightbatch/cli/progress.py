@@ -38,10 +38,11 @@ def train_bar() -> Generator[Callable[[TrainProgress], None] | None]:
             nonlocal metrics
             assert draw is not None
             if progress.metrics is not None:
-                metrics = "".join(f", {name} {value:.4g}" for name, value in progress.metrics.items())
+                named = ", ".join(f"{name} {value:.4g}" for name, value in progress.metrics.items())
+                metrics = f"; evaluated {named}"
             speed = format_number(round(progress.examples / max(progress.seconds, 1e-9)))
             step = f"batch {progress.batch_size:,}, rate {progress.learning_rate:.3g}"
-            message = f"loss {progress.loss:.4g}{metrics}, {step}, {speed} examples/s"
+            message = f"{speed} examples/s, loss {progress.loss:.4g}, {step}{metrics}"
             draw(progress.examples / progress.total_examples, message, progress.seconds_left)
 
         yield show if draw else None
@@ -54,14 +55,15 @@ def _bar() -> Generator[Draw | None]:
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+    from rich.table import Column
 
-    columns = (
-        BarColumn(bar_width=24),
+    columns = (  # where the terminal is narrow, the end of the description is what goes
+        BarColumn(bar_width=10),
         TaskProgressColumn(),
-        TextColumn("{task.description}", markup=False),
         TextColumn("{task.fields[left]}", style="dim"),
+        TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, ratio=1)),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with Progress(*columns, console=Console(stderr=True), transient=True, expand=True) as progress:
         work = progress.add_task("", total=1.0, left="")
 
         def draw(fraction: float, message: str, seconds_left: float | None) -> None:

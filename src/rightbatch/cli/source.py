@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 from cyclopts import Parameter
 
@@ -166,3 +166,20 @@ def parse_sizes(text: str) -> list[int]:
         hint = "write them with commas and without spaces: 1,8,64"
         raise InvalidInputError(repr(text), need="batch sizes of 1 or more", hint=hint)
     return [int(part) for part in parts]
+
+
+def parse_workers(text: str) -> int | Literal["ray"]:
+    """Read a number of processes, or ``ray``.
+
+    >>> parse_workers("4"), parse_workers("ray")
+    (4, 'ray')
+
+    Raises:
+        InvalidInputError: it is neither.
+    """
+    if text == "ray":
+        return "ray"
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    found, hint = repr(text), "--workers 2, or --workers ray on a Ray cluster"
+    raise InvalidInputError(found, need="a number of processes, 1 or more, or ray", hint=hint)

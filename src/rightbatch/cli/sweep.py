@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from rightbatch.cli.output import Answer, say
 from rightbatch.cli.progress import measure_bar
@@ -12,7 +13,14 @@ from rightbatch.report.terminal import render
 
 
 def run_sweep(
-    spec: str, batch_sizes: list[int], *, seeds: int, device: str, out: Path | None
+    spec: str,
+    batch_sizes: list[int],
+    *,
+    rates: int,
+    seeds: int,
+    workers: int | Literal["ray"],
+    device: str,
+    out: Path | None,
 ) -> Answer:
     """Sweep a task, save the answer with a picture, and say what it means."""
     from rightbatch.report.steps_plot import write_steps_plot
@@ -25,7 +33,14 @@ def run_sweep(
     say(f"sweeping {task.name} in {folder}: batch {sizes}; finished runs are kept")
     with measure_bar() as on_progress:
         found = sweep(
-            task, batch_sizes, out=folder, seeds=seeds, device=device, on_progress=on_progress
+            task,
+            batch_sizes,
+            out=folder,
+            rates=rates,
+            seeds=seeds,
+            workers=workers,
+            device=device,
+            on_progress=on_progress,
         )
     picture = folder / "sweep.html"
     write_steps_plot(found, picture)

@@ -38,12 +38,14 @@ def train(  # noqa: PLR0913 - each its own
     device: str = "cpu",
     seed: int | None = None,
     max_updates: int | None = None,
+    early_stopping: int | None = None,
     resume: Flag = False,
     checkpoint_every: str = "10m",
     keep: int = 2,
     noise: Flag = False,
     shard: Flag = False,
     tensorboard: Flag = False,
+    mlflow: Flag = False,
     check: Flag = False,
     pin_malloc: Flag = False,
     json: Flag = False,
@@ -60,12 +62,14 @@ def train(  # noqa: PLR0913 - each its own
         device: Where to train, as torch names it: cpu, cuda, cuda:1.
         seed: Of the initial weights, the order of the examples and all else random; 0 if not given.
         max_updates: Stop after so many optimizer steps; the schedule still sees the whole plan.
+        early_stopping: End after so many evaluations in a row that are no better than the best.
         resume: Go on with the run in that folder, or the newest one, where it was stopped or killed.
         checkpoint_every: Longest time to lose, such as 90s or 10m.
         keep: Checkpoints that are kept, the newest ones.
         noise: Meter the gradient noise on the way; where the plan's batch follows it, this is on.
         shard: Keep a part of weights, gradients and optimizer state in each process (FSDP2), not all.
         tensorboard: Write TensorBoard events into the run's folder too; needs 'rightbatch[logs]'.
+        mlflow: Log to MLflow too, at MLFLOW_TRACKING_URI or in the folder; needs 'rightbatch[mlflow]'.
         check: Instead of training, prove in float64 that accumulation is exact for this task.
         pin_malloc: Return large blocks of memory to the system at once, on the CPU.
         json: Print one JSON document on stdout.
@@ -102,11 +106,13 @@ def train(  # noqa: PLR0913 - each its own
             device=device,
             seed=seed or 0,
             max_updates=max_updates,
+            early_stopping=early_stopping,
             resume=resume,
             saving=saving,
             noise=noise,
             shard=shard,
             tensorboard=tensorboard,
+            mlflow=mlflow,
         )
     )
 

@@ -7,13 +7,13 @@ from typing import Literal
 
 from rightbatch.cli.output import Answer, say
 from rightbatch.cli.progress import measure_bar
-from rightbatch.cli.source import Flag, load, option
+from rightbatch.cli.source import Flag, load, option, parse_workers
 from rightbatch.core.comparison import Comparison
-from rightbatch.core.errors import EXIT_DONE, EXIT_FINDING, InvalidInputError
+from rightbatch.core.errors import EXIT_DONE, EXIT_FINDING, InvalidInputError, MissingPackageError
 from rightbatch.core.plan import Plan
-from rightbatch.core.units import format_seconds, parse_seconds
-from rightbatch.report.tables import Table
+from rightbatch.core.units import parse_seconds
 from rightbatch.report.terminal import render
+from rightbatch.report.validation_text import remedies_table, remedy_lines, runs_table
 from rightbatch.validate.compare import comparison_lines, sharpness_lines
 from rightbatch.validate.sides import side_text
 
@@ -30,7 +30,11 @@ def validate(  # noqa: PLR0913 - each its own
     matched_by: Literal["examples", "updates", "time"] = "examples",
     tune_lr: str | None = None,
     sharpness: Flag = False,
+    remedy: Flag = False,
+    budget: str | None = None,
     sweep: str | None = None,
+    rates: int | None = None,
+    workers: str = "1",
     device: str = "cpu",
     out: Path | None = None,
     json: Flag = False,
@@ -49,32 +53,48 @@ def validate(  # noqa: PLR0913 - each its own
         matched_by: What the candidate gets as much of as the reference: examples, updates, or time.
         tune_lr: Such as 1m: try rates around each side's in short branches, so long for each side.
         sharpness: Look at the curvature where each run ended, too.
+        remedy: Where the candidate is worse, or that is undecided, try what may help it: weight decay,
+            label smoothing, ghost batch norm, a smaller batch, longer training.
+        budget: Such as 20runs or 10m: start so many new runs, or new runs for so long, and answer with
+            what is there; the same command goes on.
         sweep: Such as 8:512: instead, train to the target at each doubling with tuned rates, and fit
             the critical batch size.
+        rates: Learning rates that each batch of the sweep tries, 3 unless given, a factor 2 apart; and
+            further ones while the outermost is best.
+        workers: Processes that train at the same time, or ray, for those of a Ray cluster.
         device: Where to train, as torch names it: cpu, cuda, cuda:1.
         out: Folder for the answer and all runs; without it, rightbatch-NAME/validate or .../sweep.
         json: Print one JSON document on stdout.
 
     Raises:
-        InvalidInputError: not exactly one of --plan, --batch and --sweep is given.
+        InvalidInputError: not exactly one of --plan, --batch and --sweep is given, --rates without
+            --sweep, or --remedy or --budget with it.
     """
     given = [f"--{n}" for n, v in (("plan", plan), ("batch", batch), ("sweep", sweep)) if v is not None]
     if len(given) != 1:
         found = f"{' and '.join(given)} together" if given else "nothing to compare"
         hint = "--batch 256, --plan plan.toml or --sweep 8:512"
         raise InvalidInputError(found, need="one of --plan, --batch and --sweep", hint=hint)
+    at_once = option("--workers", parse_workers, workers)
     if sweep is not None:
+        _refuse_with_sweep(remedy=remedy, budget=budget is not None)
         from rightbatch.cli.sweep import run_sweep
 
+        sizes = option("--sweep", parse_range, sweep)
         return run_sweep(
-            task, option("--sweep", parse_range, sweep), seeds=seeds, device=device, out=out
+            task, sizes, rates=rates or 3, seeds=seeds, workers=at_once, device=device, out=out
         )
+    if rates is not None:
+        need = "a sweep, whose batches each find their own rate"
+        raise InvalidInputError(f"--rates {rates} without --sweep", need=need, hint="--sweep 8:512")
+    from rightbatch.validate.allowance import parse_allowance
     from rightbatch.validate.session import COMPARISON
     from rightbatch.validate.session import validate as run_validation
     from rightbatch.validate.statistics import check_design
 
     check_design(seeds, margin)
     candidate, reference = _given(str(plan) if plan else f"batch={batch}"), _given(against)
+    runs, until = option("--budget", parse_allowance, budget) if budget else (None, None)
     seconds = option("--tune-lr", parse_seconds, tune_lr) if tune_lr else None
     loaded = load(task, device)
     folder = out or Path(f"rightbatch-{loaded.name}/validate")
@@ -91,10 +111,37 @@ def validate(  # noqa: PLR0913 - each its own
             matched_by=matched_by,
             tune_seconds=seconds,
             sharpness=sharpness,
+            remedy=remedy,
+            budget_runs=runs,
+            budget_seconds=until,
+            workers=at_once,
             device=device,
             on_progress=on_progress,
         )
-    return _answer(comparison, folder / COMPARISON)
+    lines = (*comparison_lines(comparison), *sharpness_lines(comparison))
+    page = _write_page(comparison, folder, lines)
+    return _answer(comparison, lines, {"comparison": folder / COMPARISON, "page": page})
+
+
+def _refuse_with_sweep(**given: bool) -> None:
+    """A sweep has its own way to give runs up, and nothing to remedy.
+
+    Raises:
+        InvalidInputError: such an option was given.
+    """
+    if wrong := [f"--{name}" for name, is_on in given.items() if is_on]:
+        found = f"{' and '.join(wrong)} with --sweep"
+        raise InvalidInputError(found, need="a comparison of two sides", hint="--batch 256")
+
+
+def _write_page(comparison: Comparison, folder: Path, lines: tuple[str, ...]) -> Path | None:
+    from rightbatch.report.validation import write_validation
+
+    try:
+        return write_validation(comparison, folder, lines)
+    except MissingPackageError as error:
+        say(f"no page was drawn: {error}")
+        return None
 
 
 def parse_range(text: str) -> list[int]:
@@ -135,43 +182,21 @@ def _given(text: str) -> Plan | int | None:
     return read_plan(Path(text))
 
 
-def _answer(comparison: Comparison, path: Path) -> Answer:
-    undecided = comparison.verdict == "undecided"
-    document = comparison.model_dump(mode="json") | {"files": {"comparison": str(path)}}
+def _answer(comparison: Comparison, lines: tuple[str, ...], files: dict[str, Path | None]) -> Answer:
+    saved = {name: str(path) for name, path in files.items() if path is not None}
+    table = remedies_table(comparison)
+    is_open = comparison.verdict == "undecided" or comparison.unfinished_runs > 0
     return Answer(
-        document=document,
+        document=comparison.model_dump(mode="json") | {"files": saved},
         text=(
             comparison.reason[0].upper() + comparison.reason[1:] + ".",
             f"Candidate: {side_text(comparison.candidate)}.",
             f"Reference: {side_text(comparison.reference)}.",
             render(runs_table(comparison)),
-            *comparison_lines(comparison),
-            *sharpness_lines(comparison),
-            f"Saved: {path}",
+            *lines,
+            *([render(table)] if table.rows else []),
+            *remedy_lines(comparison),
+            f"Saved: {', '.join(saved.values())}",
         ),
-        exit_code=EXIT_FINDING if undecided else EXIT_DONE,
+        exit_code=EXIT_FINDING if is_open else EXIT_DONE,
     )
-
-
-def runs_table(comparison: Comparison) -> Table:
-    """Each run of each pair: its metric at the end, and what it took."""
-    metric = comparison.metric
-    columns = ("seed", "side", metric, f"training {metric}", "updates", "examples", "time", "outcome")
-    rows = tuple(
-        (
-            str(run.seed),
-            run.side,
-            _number(run.metrics.get(metric)),
-            _number(run.train_metrics.get(metric)),
-            f"{run.updates:,}",
-            f"{run.examples:,}",
-            format_seconds(run.seconds),
-            run.outcome.value,
-        )
-        for run in comparison.runs
-    )
-    return Table(columns=columns, rows=rows, words=frozenset({"side", "outcome"}))
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"

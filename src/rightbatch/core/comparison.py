@@ -13,6 +13,10 @@ from rightbatch.core.run import Outcome
 Verdict = Literal["better", "equivalent", "worse", "undecided"]
 Matching = Literal["examples", "updates", "time"]
 SideName = Literal["candidate", "reference"]
+RemedyName = Literal[
+    "weight decay", "label smoothing", "ghost batch norm", "smaller batch", "longer training"
+]
+RemedyVerdict = Literal["closed", "not closed", "undecided", "not run yet", "does not apply"]
 
 
 class Difference(Record):
@@ -70,6 +74,56 @@ class ToTarget(Record):
     """Upper bound, where only runs of the reference are."""
 
 
+class Remedy(Record):
+    """One thing to try where a large batch did worse; fixed before its first run."""
+
+    name: RemedyName
+    change: str
+    """What it does to the candidate, with its numbers; or why it cannot be tried here."""
+    source: str
+    """A key of ``core.sources``."""
+    plan: Plan | None
+    """The candidate's with the change; None where the remedy does not apply."""
+    label_smoothing: float = 0.0
+    """That the loss of its runs is given; the metric is that of the task all the same."""
+
+
+class RemedyResult(Record):
+    """What a remedy did, over the seeds for which candidate and reference were run."""
+
+    remedy: Remedy
+    verdict: RemedyVerdict
+    """``closed``: at most a margin worse than the reference; ``not closed``: shown to be worse."""
+    reason: str
+    """The verdict in one sentence, with its numbers."""
+    difference: Difference | None
+    """The remedied candidate less the reference."""
+    gain: Difference | None
+    """The remedied candidate less the plain one."""
+    share_closed: Difference | None
+    """Of the gap between reference and plain candidate; None where no gap was shown."""
+    examples: float | None
+    """That a run processed, on average."""
+    seconds: float | None
+    """Training time of a run, on average."""
+    examples_ratio: float | None
+    """Over the plain candidate's."""
+    seconds_ratio: float | None
+    more_seeds: int | None
+    """As in the comparison."""
+    runs: tuple[CompletedRun, ...]
+
+
+class Remedies(Record):
+    """Every remedy tried against the same reference."""
+
+    family_level: float
+    """At which the intervals of one column hold together."""
+    level: float
+    """Of each interval alone: 1 - (1 - family_level) / number of remedies that apply."""
+    results: tuple[RemedyResult, ...]
+
+
 class Comparison(Record):
     """Two ways to train, compared over paired seeds; the verdict is on the metric at the end."""
 
@@ -97,9 +151,13 @@ class Comparison(Record):
     """Generalization gap of the candidate, training less validation metric, over its runs."""
     reference_gap: Difference | None
     reached: tuple[int, int] | None
-    """Runs of the candidate and of the reference that reached the target; None without a target."""
+    """Runs of candidate and reference that reached the target; None without target or pair."""
     to_target: tuple[ToTarget, ...]
     more_seeds: int | None
     """Further seeds after which a verdict is likely; 0 where there is one, None where it is not
     foreseeable."""
     runs: tuple[CompletedRun, ...]
+    unfinished_runs: int = 0
+    """That were asked for and not made, because a budget ended; the same command goes on."""
+    remedies: Remedies | None = None
+    """What was tried against a loss, where that was asked for."""

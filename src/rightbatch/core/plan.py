@@ -142,6 +142,11 @@ class Plan(Constants):
     """Ends training instead of the task's own; None leaves that one."""
     objective: Objective | None = None
     """None for a plan that no planner made."""
+    device: str | None = None
+    """What split, precision and recomputation were planned for: ``cpu``, ``cuda:0``, or an accelerator
+    such as ``cuda:a100-40gb``. It bounds nothing: training runs where it is told to."""
+    is_derived: bool = False
+    """Whether the device was not there, so that its step times and memory were derived."""
     decisions: tuple[Decision, ...] = ()
     plateau: tuple[int, int] | None = None
     """Smallest and largest global batch whose expected score is within ``tolerance`` of the best."""

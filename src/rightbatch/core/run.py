@@ -18,6 +18,7 @@ class Outcome(StrEnum):
 
     TARGET_REACHED = "target_reached"
     FINISHED = "finished"  # every planned example was processed
+    EARLY_STOPPED = "early_stopped"  # evaluations no longer got better
     STOPPED = "stopped"  # the caller's own limit on updates
     INTERRUPTED = "interrupted"  # by Ctrl-C
     TERMINATED = "terminated"  # by SIGTERM, as schedulers send it

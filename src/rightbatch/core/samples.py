@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 from rightbatch.core.facts import Environment, TaskFacts
+from rightbatch.core.recipe import Precision
 from rightbatch.core.record import SCHEMA_VERSION, Record
 from rightbatch.core.signal import Signal
+from rightbatch.core.work import StepWork
 
 Phase = Literal["setup", "forward", "backward", "optimizer"]
 Owner = Literal[
@@ -77,6 +79,37 @@ class StepTiming(Record):
 
     micro_batch_size: int
     seconds: tuple[float, ...]
+
+
+class ModeTiming(Record):
+    """Seconds of forward and backward in another mode, each beside one step of the recipe's mode.
+
+    The two take turns, so that a slow moment of the machine falls on both alike.
+    """
+
+    micro_batch_size: int
+    seconds: tuple[float, ...]
+    beside_micro_batch_size: int
+    """Of the recipe's step; smaller where only the other mode was let run at this size."""
+    beside_seconds: tuple[float, ...]
+
+
+class ModeSamples(Record):
+    """One way to run a step that is not today's here: another mode, another device, or both."""
+
+    precision: Precision
+    checkpointing: bool
+    """Whether the activations of repeated blocks are computed again in backward."""
+    device: str | None = None
+    """An accelerator that is not here, whose step was traced and not run; None is the device here."""
+    memory: tuple[MemoryTrace, ...] = ()
+    timings: tuple[ModeTiming, ...] = ()
+    """Empty where the step was not run."""
+    works: tuple[StepWork, ...] = ()
+    """Forward and backward at several micro-batch sizes, where they were counted and not run."""
+    optimizer_work: StepWork | None = None
+    refused: str | None = None
+    """Why no step runs so; None where one does."""
 
 
 class LoaderTiming(Record):
@@ -181,9 +214,13 @@ class Measurements(Record):
     pilot: tuple[PilotPoint, ...] = ()
     rate_tunings: tuple[RateTuning, ...] = ()
     """Learning rates that were tried at planned batch sizes."""
+    rate_checks: tuple[RateTuning, ...] = ()
+    """Planned rates that were tried for stability alone, beside weights that stand still."""
+    modes: tuple[ModeSamples, ...] = ()
+    """Other ways to run the step than the recipe's here; the gradient noise is that of all."""
     signal: Signal | None = None
     """What updates see of rare positives; None for a task that declares none."""
     complete: tuple[str, ...] = ()
-    """Stages that need no more samples: ``memory``, ``loader``, ``speed``, ``noise``."""
+    """Stages that need no more samples: ``memory``, ``loader``, ``speed``, ``noise``, ``modes``."""
     notes: tuple[str, ...] = ()
     """What cut a stage short, in words."""

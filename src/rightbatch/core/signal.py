@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import sqrt
 from typing import Literal
 
 from rightbatch.core.plan import Evidence, Interval
@@ -65,3 +66,12 @@ class Signal(Record):
     wanted_relative_error: float
     batch_for_error: Interval | None
     """Examples per update that bring the positives' gradient to that error, B+ / error^2."""
+
+    def error_at(self, batch_size: int) -> Interval | None:
+        """Relative error of the positives' gradient over a batch, sqrt(B+ / B); None as ``B+`` is."""
+        last = self.gradients[-1]
+        if last.noise_scale is None:
+            return None
+        high = None if last.noise_high is None else sqrt(last.noise_high / batch_size)
+        value, low = (sqrt(scale / batch_size) for scale in (last.noise_scale, last.noise_low))
+        return Interval(value=value, low=low, high=high)

@@ -61,6 +61,16 @@ SOURCES: dict[str, Source] = {
         "docs/noise.md",
         "factor and spread between a noise scale and the critical batch size",
     ),
+    "hoffer2017": Source(
+        "Hoffer, Hubara, Soudry: Train longer, generalize better",
+        "arXiv:1705.08741, Secs. 4 and 5",
+        "remedies for a large batch: as many updates, ghost batch norm",
+    ),
+    "szegedy2016": Source(
+        "Szegedy et al.: Rethinking the Inception Architecture for Computer Vision",
+        "arXiv:1512.00567, Sec. 7",
+        "label smoothing of 0.1",
+    ),
     "shallue2019": Source(
         "Shallue et al.: Measuring the Effects of Data Parallelism on Neural Network Training",
         "arXiv:1811.03600",
@@ -75,6 +85,31 @@ SOURCES: dict[str, Source] = {
         "Lin et al.: Focal Loss for Dense Object Detection",
         "arXiv:1708.02002, Sec. 3.3 and 4.1",
         "initial bias at the prior of rare positives",
+    ),
+    "cui2019": Source(
+        "Cui et al.: Class-Balanced Loss Based on Effective Number of Samples",
+        "arXiv:1901.05555, Eq. 2",
+        "class weights by the effective number of examples",
+    ),
+    "menon2021": Source(
+        "Menon et al.: Long-tail learning via logit adjustment",
+        "arXiv:2007.07314, Eq. 10",
+        "a loss that learns as if classes were equally frequent",
+    ),
+    "king2001": Source(
+        "King, Zeng: Logistic Regression in Rare Events Data",
+        "Political Analysis 9(2), 2001, Eq. 7",
+        "probabilities after training on more positives than there are",
+    ),
+    "kish1965": Source(
+        "Kish: Survey Sampling",
+        "Wiley 1965, Sec. 5.4",
+        "design effect of positives that come in clusters",
+    ),
+    "jaganathan2019": Source(
+        "Jaganathan et al.: Predicting Splicing from Primary Sequence with Deep Learning",
+        "Cell 176(3), 2019",
+        "nets and top-k precision for splice sites",
     ),
     "merrill2025": Source(
         "Merrill et al.: Critical Batch Size Revisited",
@@ -132,6 +167,11 @@ SOURCES: dict[str, Source] = {
         "Patarasuk, Yuan: Bandwidth optimal all-reduce algorithms for clusters of workstations",
         "J. Parallel Distrib. Comput. 69(2), 2009",
         "bytes that an all-reduce over R devices moves",
+    ),
+    "williams2009": Source(
+        "Williams, Waterman, Patterson: Roofline, an Insightful Visual Performance Model",
+        "Communications of the ACM 52(4), 2009",
+        "step times on a device that is not here, from what a step computes and moves",
     ),
     "batch_norm_window": Source(
         "rightbatch: examples that BatchNorm's running statistics remember",

@@ -9,10 +9,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from rightbatch.core.devices import Accelerator
 from rightbatch.core.errors import InvalidInputError
 from rightbatch.core.plan import Interval
 from rightbatch.core.work import OperatorWork, StepWork
+from rightbatch.fit.intervals import NORMAL_QUANTILE
+from rightbatch.fit.speed_model import SpeedModel
+
+Floats = NDArray[np.float64]
 
 # torch's fp32 products use fp32 units unless they are allowed to use tf32.
 _PEAK_OF = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
@@ -22,9 +29,9 @@ _PEAK_OF = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 class Efficiency:
     """Assumed shares of the peaks, and the cost of starting a kernel from Python."""
 
-    compute: float
-    bandwidth: float
-    launch_seconds: float
+    compute: float | Floats
+    bandwidth: float | Floats
+    launch_seconds: float | Floats
 
 
 FAST = Efficiency(compute=0.8, bandwidth=0.9, launch_seconds=4e-6)
@@ -42,11 +49,71 @@ def predict_step_seconds(work: StepWork, accelerator: Accelerator) -> Interval:
     Raises:
         InvalidInputError: the step computes in a type for which no peak is known.
     """
-    value, low, high = (
-        sum(_seconds(operator, accelerator, share) for operator in work.operators)
-        for share in (USUAL, FAST, SLOW)
-    )
+    value, low, high = (float(seconds_at(work, accelerator, share)) for share in (USUAL, FAST, SLOW))
     return Interval(value=value, low=low, high=high)
+
+
+def seconds_at(work: StepWork, accelerator: Accelerator, share: Efficiency) -> float | Floats:
+    """Seconds at one efficiency, or at each of many.
+
+    Raises:
+        InvalidInputError: the step computes in a type for which no peak is known.
+    """
+    return sum((_seconds(operator, accelerator, share) for operator in work.operators), start=0.0)
+
+
+def draw_efficiency(rng: np.random.Generator, num_draws: int) -> Efficiency:
+    """Draws with their median at ``USUAL`` and 90 % of each share between ``SLOW`` and ``FAST``."""
+
+    def draw(name: str) -> Floats:
+        slow, usual, fast = (float(getattr(share, name)) for share in (SLOW, USUAL, FAST))
+        normal = rng.standard_normal(num_draws) / NORMAL_QUANTILE
+        return usual * np.where(normal > 0, fast / usual, usual / slow) ** normal
+
+    return Efficiency(
+        compute=draw("compute"), bandwidth=draw("bandwidth"), launch_seconds=draw("launch_seconds")
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Roofline:
+    """What a step computes and moves at several micro-batch sizes, on one accelerator."""
+
+    works: tuple[StepWork, ...]
+    """Forward and backward, by rising size."""
+    optimizer_work: StepWork
+    accelerator: Accelerator
+
+    def speed(self) -> SpeedModel:
+        """Seconds at the usual efficiency; the standard errors are those of the efficiencies.
+
+        Raises:
+            InvalidInputError: as ``predict_step_seconds`` says.
+        """
+        found = [predict_step_seconds(work, self.accelerator) for work in self.works]
+        spreads = [np.log((s.high or s.value) / (s.low or s.value)) for s in found]
+        return SpeedModel(
+            micro_batch_sizes=tuple(work.micro_batch_size for work in self.works),
+            seconds=tuple(s.value for s in found),
+            standard_errors=tuple(
+                float(s.value * spread / (2 * NORMAL_QUANTILE))
+                for s, spread in zip(found, spreads, strict=True)
+            ),
+            optimizer_seconds=predict_step_seconds(self.optimizer_work, self.accelerator).value,
+            residual=None,
+        )
+
+    def factors(self, shares: Efficiency) -> Floats:
+        """Seconds at drawn efficiencies over those at the usual one, [sizes, draws]."""
+        return np.stack([self._factors(work, shares) for work in self.works])
+
+    def optimizer_factors(self, shares: Efficiency) -> Floats:
+        """The same for the optimizer step, [draws]."""
+        return self._factors(self.optimizer_work, shares)
+
+    def _factors(self, work: StepWork, shares: Efficiency) -> Floats:
+        usual = float(seconds_at(work, self.accelerator, USUAL))
+        return np.asarray(seconds_at(work, self.accelerator, shares), float) / usual
 
 
 def flops_utilization(
@@ -61,8 +128,8 @@ def flops_utilization(
     return None if peak is None else work.flops / seconds / peak
 
 
-def _seconds(work: OperatorWork, accelerator: Accelerator, share: Efficiency) -> float:
-    computing = 0.0
+def _seconds(work: OperatorWork, accelerator: Accelerator, share: Efficiency) -> float | Floats:
+    computing: float | Floats = 0.0
     if work.flops:
         kind = _PEAK_OF.get(work.dtype)
         if kind not in accelerator.peak_flops:
@@ -71,4 +138,4 @@ def _seconds(work: OperatorWork, accelerator: Accelerator, share: Efficiency) ->
             raise InvalidInputError(found, need=need, hint="--precision fp32")
         computing = work.flops / (share.compute * accelerator.peak_flops[kind])
     moving = work.moved_bytes / (share.bandwidth * accelerator.bandwidth_bytes_per_second)
-    return max(computing, moving) + work.calls * share.launch_seconds
+    return np.maximum(computing, moving) + work.calls * share.launch_seconds

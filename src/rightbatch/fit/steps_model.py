@@ -138,9 +138,11 @@ def fit_steps(noise: NoiseScale, family: OptimizerFamily, *, preconditioned: boo
     else:
         # Half-widths of the two independent log intervals add in squares.
         spread = NORMAL_QUANTILE * log_sd
-        centre = noise.noise_scale * factor
-        low = centre / float(np.exp(np.hypot(np.log(noise.noise_scale / max(noise.low, 1.0)), spread)))
-        high = centre * float(np.exp(np.hypot(np.log(noise.high / noise.noise_scale), spread)))
+        # No update holds less than an example: a noise scale below cannot be told from 1.
+        least, middle, most = (max(scale, 1.0) for scale in (noise.low, noise.noise_scale, noise.high))
+        centre = middle * factor
+        low = centre / float(np.exp(np.hypot(np.log(middle / least), spread)))
+        high = centre * float(np.exp(np.hypot(np.log(most / middle), spread)))
     return StepsModel(
         critical_batch_size=centre,
         low=low,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from rightbatch.core.samples import LoaderTiming
 from rightbatch.measure.budget import Budget
+from rightbatch.tasks.build import collate
 from rightbatch.tasks.task import Task
 
 BATCHES_PER_SIZE = 25
@@ -69,14 +70,16 @@ def _time_batches(task: Task, size: int, budget: Budget, seed: int) -> list[floa
         torch.randint(task.num_train_examples, (size,), generator=generator).tolist()
         for _ in range(count)
     ]
-    loader = DataLoader(
-        cast(Any, task.train_data),
-        batch_sampler=batches,
-        collate_fn=task.collate,
-        num_workers=options.num_workers,
-        pin_memory=options.pin_memory,
-        prefetch_factor=options.prefetch_factor,
-    )
+    loader: Iterable[Any] = (collate(task, batch) for batch in batches)
+    if options.num_workers > 0 or options.pin_memory:
+        loader = DataLoader(
+            cast(Any, task.train_data),
+            batch_sampler=batches,
+            collate_fn=task.collate,
+            num_workers=options.num_workers,
+            pin_memory=options.pin_memory,
+            prefetch_factor=options.prefetch_factor,
+        )
     stamps = [time.perf_counter()]
     for _ in loader:
         stamps.append(time.perf_counter())

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Collection
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ def trace_work(
     *,
     options: StepOptions = AS_TODAY,
     capability: tuple[int, int] | None = None,
+    phases: Collection[str] = get_args(Phase),
 ) -> StepWork:
     """Count operations and bytes of one optimizer step under fake tensors.
 
@@ -39,8 +41,9 @@ def trace_work(
         options: what the step does beside today's recipe.
         capability: compute capability of the CUDA device whose operators are wanted; None counts
             those of the CPU.
+        phases: of the step that are counted; all of it unless some are named.
     """
-    counter = _WorkCounter()
+    counter = _WorkCounter(phases)
     paths = nullcontext() if capability is None else cuda_paths(CudaOperators(capability))
     with caller_untouched(), paths:
         observe(task, build_subject(task, options), micro_batch_size, options, counter)
@@ -56,8 +59,9 @@ def trace_work(
 class _WorkCounter(StorageObserver):
     """Adds up the work of every operator from the second step on."""
 
-    def __init__(self) -> None:
+    def __init__(self, phases: Collection[str]) -> None:
         super().__init__()
+        self.phases = phases
         self.work: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0, 0])
         self._counting = False
 
@@ -71,7 +75,7 @@ class _WorkCounter(StorageObserver):
     ) -> Any:
         """Run the operator, then count it."""
         result = super().__torch_dispatch__(func, types, args, kwargs)
-        if self._counting and not _is_view(func):
+        if self._counting and self.stream.phase in self.phases and not _is_view(func):
             self._count(func, args, kwargs or {}, result)
         return result
 

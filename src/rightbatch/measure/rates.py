@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from rightbatch.core.plan import Plan
 from rightbatch.core.samples import RateTrial, RateTuning
 from rightbatch.fit.rate_choice import choose_rate, settled_loss
+from rightbatch.fit.stability import STANDING_STILL
 from rightbatch.measure.branches import Branch, fork, trained_trunk
 from rightbatch.measure.budget import Budget
 from rightbatch.measure.pilot import Pilot
@@ -20,6 +21,8 @@ WINDOWS = 16
 FIRST_RUNG = 6
 """After so many the worst rate is dropped (successive halving)."""
 MOST_RATES = 5
+# At most so many in a window of a branch that is only to show whether it trains.
+CHECK_UPDATES = 8
 # Of the recipe's run: how long today's recipe trains before the branches fork.
 TRUNK_SHARE = 0.1
 
@@ -42,9 +45,9 @@ def measure_rates(
     Raises:
         MeasurementError: today's recipe diverges.
     """
-    whole = task.recipe.total_examples(task.recipe.batch_size, task.num_train_examples)
-    trunk = trained_trunk(task, int(TRUNK_SHARE * whole), device=device, seed=seed)
-    window = _window_examples(trunk, plan, budget, at_most=whole - trunk.examples_seen)
+    trunk, rest = _trunk(task, device=device, seed=seed)
+    # One branch in reserve, for a rate beyond.
+    window = _window_examples(trunk, plan, budget, at_most=rest, branches=len(FACTORS) + 1)
     search = _Search(trunk, plan, window)
     for factor in FACTORS:
         yield search.extend(factor * plan.learning_rate, FIRST_RUNG)
@@ -56,6 +59,38 @@ def measure_rates(
         if best == plan.learning_rate or best not in {rates[0], rates[-1]}:
             return
         yield search.extend(best * (0.5 if best == rates[0] else 2.0), WINDOWS)
+
+
+def measure_stability(
+    task: Task, plan: Plan, *, device: str, seed: int, budget: Budget
+) -> Iterator[RateTuning]:
+    """Train a short branch at the plan's batch and rate, beside one whose weights stand still.
+
+    Both start from today's recipe after a tenth of its run and read the same examples, so that a
+    loss that rises shows even where its windows differ.
+
+    Args:
+        task: gives recipe and data.
+        plan: gives batch, split, rate and the optimizer's constants.
+        device: where to train.
+        seed: of trunk and branches.
+        budget: time to spend, which sets the length of the branches.
+
+    Raises:
+        MeasurementError: today's recipe diverges.
+    """
+    trunk, rest = _trunk(task, device=device, seed=seed)
+    most = min(rest, WINDOWS * CHECK_UPDATES * plan.global_batch_size)
+    search = _Search(trunk, plan, _window_examples(trunk, plan, budget, at_most=most, branches=2))
+    for rate in (STANDING_STILL, plan.learning_rate):
+        yield search.extend(rate, WINDOWS)
+
+
+def _trunk(task: Task, *, device: str, seed: int) -> tuple[Pilot, int]:
+    """Today's recipe after a tenth of its run, and how many examples of that are left."""
+    whole = task.recipe.total_examples(task.recipe.batch_size, task.num_train_examples)
+    trunk = trained_trunk(task, int(TRUNK_SHARE * whole), device=device, seed=seed)
+    return trunk, whole - trunk.examples_seen
 
 
 class _Search:
@@ -110,14 +145,13 @@ def _branch(trunk: Pilot, plan: Plan, rate: float) -> Branch:
     )
 
 
-def _window_examples(trunk: Pilot, plan: Plan, budget: Budget, *, at_most: int) -> int:
+def _window_examples(trunk: Pilot, plan: Plan, budget: Budget, *, at_most: int, branches: int) -> int:
     """Examples of one window, in whole updates: what the budget allows for all branches."""
     probe = _branch(trunk, plan, plan.learning_rate)
     probe.train(plan.global_batch_size)
     start = time.perf_counter()
     probe.train(plan.global_batch_size)
     seconds = time.perf_counter() - start
-    branches = len(FACTORS) + 1  # one in reserve, for a rate beyond
     affordable = budget.left / (seconds * WINDOWS * branches)
     useful = at_most / (WINDOWS * plan.global_batch_size)
     return plan.global_batch_size * max(1, int(min(affordable, useful)))

@@ -18,14 +18,16 @@ from rightbatch.measure.budget import Budget
 from rightbatch.measure.environment import read_environment
 from rightbatch.measure.loading import LoaderSamples, measure_loader
 from rightbatch.measure.memory import iterate_memory_traces
+from rightbatch.measure.modes import measure_modes
 from rightbatch.measure.noise import NoiseSamples, measure_noise
 from rightbatch.measure.timing import SpeedSamples, StepTimer, measure_steps
 from rightbatch.tasks.check import check_task
 from rightbatch.tasks.task import Task
 
 STAGES = ("memory", "loader", "speed", "noise")
+"""What every plan needs; ``modes`` may be asked for beside them."""
 # Share of what is left of the budget when a stage begins; the last one may use all of it.
-SHARES = {"memory": 0.25, "loader": 0.1, "speed": 0.35, "noise": 1.0}
+SHARES = {"memory": 0.25, "loader": 0.1, "speed": 0.35, "modes": 0.4, "noise": 1.0}
 SAVE_EVERY_SECONDS = 1.0
 LOADER_SIZES = (8, 64, 512)
 # Timing never fills memory: it stays below this share of the device by the traced law.
@@ -65,7 +67,7 @@ def measure(
         out: folder for ``measurements.json``; an earlier file there is continued. None saves nothing.
         device: as torch names it.
         time_budget_seconds: for everything; stages end early where they are precise enough.
-        stages: which of ``STAGES`` to run.
+        stages: which of ``STAGES`` to run; ``modes`` also times other precisions and recomputation.
         seed: of initialisation, data order and draws.
         on_progress: called as work goes on.
         refresh: discard earlier measurements instead of continuing them.
@@ -79,8 +81,8 @@ def measure(
         KeyboardInterrupt: passed on, after what was measured has been saved.
     """
     for stage in stages:
-        if stage not in STAGES:
-            hint = did_you_mean(stage, STAGES)
+        if stage not in SHARES:
+            hint = did_you_mean(stage, SHARES)
             raise InvalidInputError(f"stage {stage!r}", need="a stage of measuring", hint=hint)
     if not time_budget_seconds > 0:
         found = f"time_budget_seconds = {time_budget_seconds}"
@@ -95,7 +97,7 @@ def measure(
         write_record(path, state)  # an unwritable folder is found before the work, not after
     saved = time.monotonic()
     try:
-        for stage in (s for s in STAGES if s in stages and s not in state.complete):
+        for stage in (s for s in SHARES if s in stages and s not in state.complete):
             limit, cut = budget.part(SHARES[stage]), False
             for message, changes in _RUN[stage](context, state, limit):
                 cut = changes.pop("cut", cut)
@@ -198,6 +200,19 @@ def _run_speed(context: Context, state: Measurements, limit: Budget) -> Iterator
     yield "step times", {"cut": samples.cut}
 
 
+def _run_modes(context: Context, state: Measurements, limit: Budget) -> Iterator[tuple[str, Changes]]:
+    elsewhere = tuple(mode for mode in state.modes if mode.device is not None)
+    for message, modes, cut in measure_modes(
+        context.task,
+        state,
+        device=context.device,
+        memory_bytes=round(MEMORY_SHARE * context.memory_bytes),
+        budget=limit,
+        seed=context.seed,
+    ):
+        yield message, {"modes": (*modes, *elsewhere), "cut": cut}
+
+
 def _run_noise(context: Context, state: Measurements, limit: Budget) -> Iterator[tuple[str, Changes]]:
     samples = NoiseSamples(list(state.gradients), list(state.pilot))
     for message in measure_noise(
@@ -212,5 +227,6 @@ _RUN: dict[str, Stage] = {
     "memory": _run_memory,
     "loader": _run_loader,
     "speed": _run_speed,
+    "modes": _run_modes,
     "noise": _run_noise,
 }

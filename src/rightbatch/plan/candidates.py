@@ -14,7 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rightbatch.core.recipe import Precision
+from rightbatch.fit.cuda_model import CudaMemoryModel
 from rightbatch.fit.memory_model import MemoryModel
+from rightbatch.fit.mode_speed import ModeSpeed
+from rightbatch.fit.roofline import Roofline
 from rightbatch.fit.speed_model import SpeedModel
 
 Ints = NDArray[np.int64]
@@ -27,8 +30,15 @@ class Mode:
 
     precision: Precision
     checkpointing: bool
-    memory: MemoryModel
+    memory: MemoryModel | CudaMemoryModel
     speed: SpeedModel
+    times: ModeSpeed | Roofline | None = None
+    """What the error of ``speed`` hangs on: the first mode's times, or an accelerator's efficiency.
+    None where each size was timed by itself."""
+
+    def __str__(self) -> str:
+        """As sentences name it."""
+        return f"{self.precision}{' with checkpointing' * self.checkpointing}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

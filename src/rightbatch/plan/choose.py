@@ -50,9 +50,10 @@ def choose(scores: Scores, objective: Objective, *, slowdown: float, today: int)
     if objective == "accuracy":
         best = first
     sizes = scores.candidates.global_batch_size[first : last + 1].tolist()
-    change = float(np.median(scores.seconds[best]))
-    if objective != "accuracy" and today in sizes and change * (1 + TOLERANCE) > 1:
-        best = first + sizes.index(today)
+    if objective != "accuracy" and today in sizes:
+        kept = first + sizes.index(today)
+        change = float(np.median(scores.seconds[best] / scores.seconds[kept]))
+        best = kept if change * (1 + TOLERANCE) > 1 else best
     return Choice(index=best, first=first, last=last, tolerance=tolerance)
 
 

@@ -100,7 +100,7 @@ def make_constraints(
                 name="no lone example for BatchNorm at the end of an epoch",
                 needs=np.array(lone, float),
                 limit=0,
-                relax=lambda _: "drop one training example",
+                relax=lambda _: "drop one training example, or time more sizes with --time-budget",
             )
         )
     if limits.min_updates is not None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rightbatch.core.facts import TaskFacts
-from rightbatch.core.plan import Candidate, Decision, Interval, Objective
+from rightbatch.core.plan import Candidate, Decision, Evidence, Interval, Objective
 from rightbatch.core.samples import Measurements
 from rightbatch.core.units import format_bytes, format_number, format_seconds
 from rightbatch.fit.loader_model import LoaderModel
@@ -46,6 +46,10 @@ class Chosen:
     steps: StepsModel
     link: Link
     limits: Limits
+    modes: tuple[Decision, ...] = ()
+    """Why this precision and recomputation; empty keeps the recipe's."""
+    is_derived: bool = False
+    """Whether step times were not measured."""
 
 
 def decide(
@@ -72,8 +76,13 @@ def decide(
         *length.decisions,
         _kept("schedule", recipe.schedule),
         _kept("clip_norm", recipe.clip_norm),
-        _kept("precision", candidate.precision),
-        _kept("checkpointing", candidate.checkpointing),
+        *(
+            chosen.modes
+            or (
+                _kept("precision", candidate.precision),
+                _kept("checkpointing", candidate.checkpointing),
+            )
+        ),
     ]
     if facts.num_batch_norm_layers:
         decisions.append(_batch_norm_momentum(candidate, facts))
@@ -113,6 +122,7 @@ def _batch(chosen: Chosen, facts: TaskFacts) -> Decision:
     (low, high), steps = chosen.plateau, chosen.steps
     rule, best = _GOALS[chosen.objective]
     span = f"every batch from {low} to {high} is" if low != high else f"no other batch than {low} is"
+    times = "derived" if chosen.is_derived else "measured"
     critical = (
         f"critical batch size {format_number(round(steps.critical_batch_size))}"
         f" ({format_number(round(steps.low))} to {format_number(round(steps.high))})"
@@ -125,7 +135,7 @@ def _batch(chosen: Chosen, facts: TaskFacts) -> Decision:
         evidence="derived",
         rule=f"{rule}, S = S_min (1 + B_crit/B)",
         source="mccandlish2018",
-        reason=f"{critical} against measured step times: {span} within"
+        reason=f"{critical} against {times} step times: {span} within"
         f" {100 * chosen.tolerance:.3g} % {best}{kept}",
         low=low,
         high=high,
@@ -138,6 +148,8 @@ def _split(chosen: Chosen, measurements: Measurements) -> list[Decision]:
     micro, count = candidate.micro_batch_size, candidate.accumulation_steps
     limit = limits.memory_limit_bytes or measurements.environment.memory_bytes
     load = chosen.loader.load_seconds(micro)
+    evidence: Evidence = "derived" if chosen.is_derived else "measured"
+    source = "williams2009" if chosen.is_derived else "measured"
     micro_reason = (
         f"{format_seconds(chosen.speed.step_seconds(micro))} a step and {format_seconds(load)} to load"
         f" it; peak {format_bytes(candidate.peak_bytes)} of {format_bytes(limit)}"
@@ -151,17 +163,17 @@ def _split(chosen: Chosen, measurements: Measurements) -> list[Decision]:
         Decision(
             name="micro_batch_size",
             value=micro,
-            evidence="measured",
+            evidence=evidence,
             rule="quickest update among equal splits within the memory limit",
-            source="measured",
+            source=source,
             reason=micro_reason,
         ),
         Decision(
             name="accumulation_steps",
             value=count,
-            evidence="measured",
+            evidence=evidence,
             rule="global_batch_size / (micro_batch_size x num_replicas)",
-            source="measured",
+            source=source,
             reason=steps_reason,
             answers="Accumulated gradients are stale: no, the weights do not move in between",
         ),
@@ -179,7 +191,7 @@ def _replicas(chosen: Chosen, measurements: Measurements) -> Decision:
             evidence="assumed",
             rule="one device",
             source="recipe",
-            reason=f"measured on one device, {device}",
+            reason=f"planned for one device, {device}",
         )
     sent = f"{format_bytes(link.num_bytes)} of gradients at {format_bytes(link.bytes_per_second)}/s"
     known = "as given" if link.given else "assumed: give --bandwidth"

@@ -47,8 +47,8 @@ def _measure(source: Doubtful, facts: TaskFacts) -> str:
     longer = f"`rightbatch plan {task} --time-budget 10m --refresh`"
     return {
         "noise scale": f"measure the noise longer: {longer}",
-        "calibration": "train at both ends of the plateau with a few seeds and compare:"
-        f" `rightbatch train {task} --plan plan.toml`",
+        "calibration": "measure the critical batch size itself, by branches of training:"
+        f" `rightbatch critical {task}`",
         "step times": f"time more repetitions on a quiet machine: {longer}",
         "loader": f"time the loader longer: {longer}",
         "bandwidth": "measure the all-reduce between the devices and give it: --bandwidth",

@@ -15,6 +15,8 @@ import numpy as np
 from rightbatch.core.plan import Doubtful
 from rightbatch.fit.intervals import NORMAL_QUANTILE, median_standard_error
 from rightbatch.fit.loader_model import LoaderModel
+from rightbatch.fit.mode_speed import ModeSpeed
+from rightbatch.fit.roofline import Roofline, draw_efficiency
 from rightbatch.fit.speed_model import interpolation_weights
 from rightbatch.fit.steps_model import StepsModel
 from rightbatch.plan.candidates import Candidates, Floats, Mode
@@ -24,6 +26,7 @@ SEED = 0  # fixed: the same measurements always give the same plan
 # Between devices where nothing was said: from PCI Express to a fast interconnect.
 ASSUMED_BANDWIDTH = 10e9
 ASSUMED_BANDWIDTH_FACTOR = 4.0  # the 90 % interval reaches this far to both sides
+ASSUMED_HOST_FACTOR = 2.0  # of a machine that is not here, in loading: the interval reaches so far
 GRADIENT_BYTES = 4  # per trainable parameter: gradients are fp32 in every mode
 
 
@@ -128,26 +131,63 @@ def make_draws(
     else:
         centre = float(np.sqrt(steps.low * steps.high))
         noise, calibration = np.exp(width * uniform), np.ones(num_draws)
-    optimizer = np.array(optimizer_samples)
-    middle = float(np.median(optimizer))
-    optimizer_sd = median_standard_error(optimizer) / middle if middle > 0 else 0.0
+    factors, optimizer = _time_factors(modes, optimizer_samples, rng, normal[2])
+    # A median absolute error is 0.674 standard deviations of a normal one.
+    loader_sd = 1.4826 * loader.residual
+    if isinstance(modes[0].times, Roofline):
+        loader_sd = float(np.hypot(loader_sd, np.log(ASSUMED_HOST_FACTOR) / NORMAL_QUANTILE))
     bandwidth_sd = 0.0 if link.given else float(np.log(ASSUMED_BANDWIDTH_FACTOR)) / NORMAL_QUANTILE
     return Draws(
         critical_centre=centre,
         noise=noise,
         calibration=calibration,
-        step_factors=tuple(
-            np.exp(
-                (np.array(m.speed.standard_errors) / np.array(m.speed.seconds))[:, None]
-                * rng.standard_normal((len(m.speed.seconds), num_draws))
-            )
-            for m in modes
-        ),
-        optimizer=np.exp(optimizer_sd * normal[2]),
-        # A median absolute error is 0.674 standard deviations of a normal one.
-        loader=np.exp(1.4826 * loader.residual * normal[3]),
+        step_factors=factors,
+        optimizer=optimizer,
+        loader=np.exp(loader_sd * normal[3]),
         bandwidth=np.exp(bandwidth_sd * normal[4]),
     )
+
+
+def _time_factors(
+    modes: Sequence[Mode],
+    optimizer_samples: Sequence[float],
+    rng: np.random.Generator,
+    normal: Floats,
+) -> tuple[tuple[Floats, ...], Floats]:
+    """Factors on each mode's seconds, [timed sizes, draws], and on the optimizer's, [draws].
+
+    A mode that was timed beside the first shares its error. All modes of an accelerator that is not
+    here share its efficiency.
+    """
+    if isinstance(modes[0].times, Roofline):
+        shares = draw_efficiency(rng, len(normal))
+        rooflines = [mode.times for mode in modes if isinstance(mode.times, Roofline)]
+        return tuple(r.factors(shares) for r in rooflines), rooflines[0].optimizer_factors(shares)
+    factors: list[Floats] = []
+    for mode in modes:
+        if isinstance(mode.times, ModeSpeed):
+            errors, shared = np.array(mode.times.ratio_errors), factors[0][list(mode.times.beside)]
+        else:
+            errors = np.array(mode.speed.standard_errors) / np.array(mode.speed.seconds)
+            shared = np.ones((len(errors), 1))
+        own = np.exp(errors[:, None] * rng.standard_normal((len(errors), len(normal))))
+        factors.append(shared * own)
+    samples = np.array(optimizer_samples)
+    middle = float(np.median(samples))
+    spread = median_standard_error(samples) / middle if middle > 0 else 0.0
+    return tuple(factors), np.exp(spread * normal)
+
+
+def step_seconds(sizes: Sequence[int], mode: Mode, factors: Floats) -> Floats:
+    """Seconds of forward and backward in every draw, [sizes, draws].
+
+    Args:
+        sizes: of micro-batches, within what was timed.
+        mode: gives the central seconds.
+        factors: on them, [timed sizes, draws].
+    """
+    weights = interpolation_weights(sizes, mode.speed.micro_batch_sizes)
+    return (weights * np.array(mode.speed.seconds)) @ factors
 
 
 def update_seconds(
@@ -165,8 +205,7 @@ def update_seconds(
         if not mine.any():
             continue
         sizes, place = np.unique(candidates.micro_batch_size[mine], return_inverse=True)
-        weights = interpolation_weights(sizes.tolist(), mode.speed.micro_batch_sizes)
-        step = (weights * np.array(mode.speed.seconds)) @ draws.step_factors[index]
+        step = step_seconds(sizes.tolist(), mode, draws.step_factors[index])
         block = step[place] * candidates.accumulation_steps[mine][:, None]
         block += mode.speed.optimizer_seconds * draws.optimizer
         seconds[mine] = block

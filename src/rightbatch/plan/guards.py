@@ -6,21 +6,26 @@ A guard warns. What makes a candidate impossible is a constraint (``plan.constra
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from rightbatch.core.facts import TaskFacts
+from rightbatch.core.facts import Environment, TaskFacts
 from rightbatch.core.plan import Candidate, Evidence, Guard, Objective
+from rightbatch.core.signal import Signal
 from rightbatch.core.units import format_bytes, format_number
 from rightbatch.fit.bound import find_bound
 from rightbatch.fit.loader_model import LoaderModel
+from rightbatch.fit.roofline import FAST, SLOW
 from rightbatch.fit.speed_model import SpeedModel
+from rightbatch.fit.stability import Stability
 from rightbatch.fit.steps_model import StepsModel
+from rightbatch.plan.draws import ASSUMED_HOST_FACTOR
+from rightbatch.plan.positives import FEW_POSITIVES, guard_positives
 
 FEW_UPDATES = 100
 # Wu and He (2018), arXiv:1803.08494, Fig. 1: error of ResNet-50 rises below 16 images a group.
 BATCH_NORM_GROUP = 16
-FEW_POSITIVES = 10
 LARGE_SHARE = 0.1  # of the data in one update: draws without replacement are no longer independent
 SAME = 0.02  # times that differ less are the same
 
@@ -32,18 +37,26 @@ class Situation:
     chosen: Candidate
     candidates: Sequence[Candidate]
     facts: TaskFacts
+    environment: Environment
+    """Of the device that is planned for."""
     speed: SpeedModel
     loader: LoaderModel
     steps: StepsModel
     objective: Objective
     num_updates: int
-    rate_ratio: float
-    """Planned learning rate over today's."""
+    rate: float
+    """Planned learning rate."""
+    stability: Stability | None
+    """What a short branch at the planned rate and batch showed; None where none was trained."""
+    is_derived: bool
+    """Whether step times and memory are those of a device that is not here."""
     largest_micro_that_fits: int
     usable_bytes: int
     positives_per_example: float | None
     """Positive targets in an example on average; None where the task declares none."""
     fine_tuning: bool
+    signal: Signal | None = None
+    """Positives counted as they are drawn, and the noise of their gradient, where measured."""
 
 
 def memory(of: Situation) -> Guard | None:
@@ -51,8 +64,9 @@ def memory(of: Situation) -> Guard | None:
     largest, timed = of.largest_micro_that_fits, of.speed.valid_range[1]
     if largest >= timed:
         return None
-    text = f"Memory bounds the micro-batch: {largest:,} fits {format_bytes(of.usable_bytes)}"
-    text += f", {timed:,} was timed and does not. Larger batches are accumulated."
+    text = f"Memory bounds the micro-batch: {largest:,} fits {format_bytes(of.usable_bytes)},"
+    text += f" {timed:,} {'was traced' if of.is_derived else 'was timed'} and does not. Larger batches"
+    text += " are accumulated."
     return _guard("memory", text, "derived", "memory_law")
 
 
@@ -69,7 +83,9 @@ def batch_norm_group(of: Situation) -> Guard | None:
 
 
 def positives_per_update(of: Situation) -> Guard | None:
-    """Speaks where an update sees hardly a positive target."""
+    """Speaks where an update sees hardly a positive target, or their gradient is mostly noise."""
+    if of.signal is not None:
+        return guard_positives(of.signal, of.chosen.global_batch_size)
     share = of.positives_per_example
     if not share:
         return None
@@ -117,7 +133,7 @@ def input_bound(of: Situation) -> Guard | None:
     advice = "add workers or make loading cheaper" if of.loader.overlaps else "raise num_workers"
     text = f"The loader gives {rate} examples/s, less than the step takes: a larger batch will not"
     text += f" help; {advice}."
-    return _guard("input_bound", text, "measured", "measured")
+    return _guard("input_bound", text, "derived" if of.is_derived else "measured", "measured")
 
 
 def useless_accumulation(of: Situation) -> Guard | None:
@@ -150,7 +166,7 @@ def fine_tuning(of: Situation) -> Guard | None:
     if not of.fine_tuning:
         return None
     recipe = of.facts.recipe
-    distance = of.rate_ratio * recipe.batch_size / of.chosen.global_batch_size
+    distance = of.rate / recipe.lr * recipe.batch_size / of.chosen.global_batch_size
     text = f"Fine-tuning: over the same examples, rate x updates is {distance:.2f} x today's, which"
     text += " bounds how far the weights move from the pre-trained ones. Forgetting follows this"
     text += " distance, not the batch size; evaluate the old task too, before and after."
@@ -195,7 +211,57 @@ def unknown_optimizer(of: Situation) -> Guard | None:
     return _guard("unknown_optimizer", text, "assumed", "default")
 
 
+def stability(of: Situation) -> Guard | None:
+    """Speaks where the rate was tried at the planned batch, or rises without having been."""
+    task, found = shlex.quote(of.facts.spec), of.stability
+    if found is None:
+        if of.rate <= of.facts.recipe.lr:
+            return None
+        text = f"The learning rate rises to {of.rate / of.facts.recipe.lr:.2f} x today's. That it"
+        text += f" trains stably is assumed: `rightbatch plan {task} --check-lr` measures it."
+        return _guard("stability", text, "assumed", "default")
+    where = f"{found.updates:,} updates at {found.learning_rate:.3g} from today's weights after"
+    where += f" {found.examples_seen:,} examples, without warmup"
+    if found.diverged:
+        text = f"Unstable, measured: in {where}, the loss ceased to be finite."
+    else:
+        low, high = found.change
+        text = f"{where}: loss {found.before:.3g} -> {found.after:.3g}, a change of {low:+.0%} to"
+        text += f" {high:+.0%}."
+        text = f"Stable, measured: {text}" if found.is_stable else f"Unstable, measured: {text}"
+    if not found.is_stable:
+        text += f" Lower the rate; `rightbatch plan {task} --tune-lr` looks for one that trains."
+    return _guard("stability", text, "measured", "rate_trials")
+
+
+def lower_precision(of: Situation) -> Guard | None:
+    """Speaks where the plan computes in another type than today: its speed says nothing of accuracy."""
+    mine, today = of.chosen.precision, of.facts.recipe.precision
+    if mine in {today, "fp32"}:
+        return None
+    text = f"{mine} in place of {today} rounds matrix products more coarsely. That this leaves the"
+    text += " target in reach is assumed: step times cannot show it, `rightbatch validate"
+    text += f" {shlex.quote(of.facts.spec)} --plan plan.toml` measures it."
+    return _guard("lower_precision", text, "assumed", "default")
+
+
+def not_here(of: Situation) -> Guard | None:
+    """Speaks where the plan is for a device that nothing was run on."""
+    if not of.is_derived:
+        return None
+    text = f"Derived for {of.environment.device_name}, which is not here: steps by a roofline at"
+    text += f" {SLOW.compute:.0%} to {FAST.compute:.0%} of its peak in matrix products and"
+    text += f" {SLOW.bandwidth:.0%} to {FAST.bandwidth:.0%} of its bandwidth, memory from traced steps."
+    text += f" The loader is taken to be as fast there within a factor of {ASSUMED_HOST_FACTOR:g}; the"
+    text += f" noise was measured here. There, `rightbatch plan {shlex.quote(of.facts.spec)} --device"
+    text += " cuda` measures steps, loader and memory."
+    return _guard("not_here", text, "derived", "williams2009")
+
+
 GUARDS: tuple[Callable[[Situation], Guard | None], ...] = (
+    not_here,
+    stability,
+    lower_precision,
     undecided_noise,
     one_size_timed,
     unknown_optimizer,

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from rightbatch.core.errors import InvalidInputError
 
 DEFAULT_SLOWDOWN = 1.25
+_COUNTS = {
+    "memory_limit_bytes": "--memory-limit",
+    "max_batch_size": "--max-batch",
+    "num_replicas": "--replicas",
+    "min_updates": "--min-updates",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,17 +48,19 @@ class Limits:
             raise InvalidInputError(
                 found, need="a share of at least 0 and below 1", hint="--headroom 0.1"
             )
-        if not self.slowdown >= 1:
-            found = f"slowdown = {self.slowdown}"
-            raise InvalidInputError(found, need="1 or more", hint=f"--slowdown {DEFAULT_SLOWDOWN}")
-        for name in ("memory_limit_bytes", "max_batch_size", "num_replicas", "min_updates"):
+        if not 1 <= self.slowdown < math.inf:
+            found, hint = f"slowdown = {self.slowdown}", f"--slowdown {DEFAULT_SLOWDOWN}"
+            raise InvalidInputError(found, need="a number of 1 or more", hint=hint)
+        for name, option in _COUNTS.items():
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise InvalidInputError(f"{name} = {value}", need="1 or more", hint=f"change {name}")
+                hint = f"change {name} ({option})"
+                raise InvalidInputError(f"{name} = {value}", need="1 or more", hint=hint)
         for name in ("bandwidth_bytes_per_second", "training_seconds"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise InvalidInputError(f"{name} = {value}", need="above 0", hint=f"change {name}")
+            if value is not None and not 0 < value < math.inf:
+                hint = f"change {name}"
+                raise InvalidInputError(f"{name} = {value}", need="a number above 0", hint=hint)
         if self.bandwidth_bytes_per_second is not None and self.num_replicas == 1:
             found = "a bandwidth between devices with one device"
             hint = "--replicas N, or leave --bandwidth out"

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
+from rightbatch.core.devices import parse_accelerator
 from rightbatch.core.errors import MeasurementError
 from rightbatch.core.facts import TaskFacts
 from rightbatch.core.plan import Candidate, Doubt, Guard, Objective, Plan, Prediction
 from rightbatch.core.recipe import Constants
 from rightbatch.core.samples import Measurements
 from rightbatch.fit.models import fit_models
+from rightbatch.fit.stability import find_stability
 from rightbatch.plan.batch_schedule import propose_schedule
 from rightbatch.plan.candidates import Candidates, Mode, enumerate_candidates
 from rightbatch.plan.choose import Choice, choose
@@ -22,8 +26,9 @@ from rightbatch.plan.guards import Situation, find_guards
 from rightbatch.plan.inputs import check_measurements, check_target, until_target
 from rightbatch.plan.lengths import decide_length
 from rightbatch.plan.limits import Limits
+from rightbatch.plan.modes import decide_modes
 from rightbatch.plan.score import Scores, interval, on_front, score
-from rightbatch.plan.wishes import Wishes, check_wishes
+from rightbatch.plan.wishes import NO_WISHES, Wishes, check_wishes
 
 
 def make_plan(
@@ -54,20 +59,20 @@ def make_plan(
         MeasurementError: a stage left no samples.
         InfeasibleError: no batch size satisfies the limits.
     """
-    limits, wishes = limits or Limits(), wishes or Wishes()
+    limits, wishes = limits or Limits(), wishes or NO_WISHES
     check_wishes(objective, limits)
     check_measurements(measurements)
     check_target(facts, measurements)
     own_target = measurements.task.target
-    measurements = until_target(facts, measurements).replace(task=facts)
+    measurements = _on_device(until_target(facts, measurements).replace(task=facts), wishes)
     models = fit_models(measurements)
-    fitted = fit_all(measurements, models, limits)
+    fitted = fit_all(measurements, models, limits, wishes)
     candidates = _candidates(measurements, fitted, limits)
     today = Candidates.of([split_today(facts, fitted.modes[0])])
     scores = score(candidates, today, fitted.update_seconds, fitted.draws, objective)
     choice = choose(scores, objective, slowdown=limits.slowdown, today=facts.recipe.batch_size)
     table = _table(scores, fitted, facts)
-    mode = fitted.modes[scores.candidates.split(choice.index).mode]
+    mode = fitted.modes[fitted.mode_of(table[choice.index])]
     chosen = Chosen(
         candidate=table[choice.index],
         plateau=(table[choice.first].global_batch_size, table[choice.last].global_batch_size),
@@ -78,6 +83,8 @@ def make_plan(
         steps=fitted.steps,
         link=fitted.link,
         limits=limits,
+        modes=decide_modes(table[choice.index], candidates, fitted) if wishes.modes else (),
+        is_derived=fitted.is_derived,
     )
     length = decide_length(chosen.candidate, facts, limits)
     decisions, changes = decide(chosen, length, measurements)
@@ -90,6 +97,8 @@ def make_plan(
         task=facts.name,
         target=None if facts.target == own_target else facts.target,
         objective=objective,
+        device=measurements.environment.device,
+        is_derived=fitted.is_derived,
         batch_schedule=growth.schedule,
         decisions=(*decisions, growth.decision),
         plateau=chosen.plateau,
@@ -115,6 +124,23 @@ def make_plan(
     )
 
 
+def _on_device(measurements: Measurements, wishes: Wishes) -> Measurements:
+    """Put the device that is planned for in the place of the one that measured.
+
+    Raises:
+        InvalidInputError: no accelerator of the catalogue has this name.
+    """
+    if wishes.device is None:
+        return measurements
+    accelerator = parse_accelerator(wishes.device)
+    environment = measurements.environment.replace(
+        device=accelerator.name,
+        device_name=accelerator.title,
+        memory_bytes=accelerator.memory_bytes,
+    )
+    return measurements.replace(environment=environment)
+
+
 def _candidates(measurements: Measurements, fitted: Fitted, limits: Limits) -> Candidates:
     """Everything within the limits.
 
@@ -135,8 +161,7 @@ def _candidates(measurements: Measurements, fitted: Fitted, limits: Limits) -> C
         hint = "measure again with --refresh"
         raise MeasurementError(what, need="a timed micro-batch no larger than the data", hint=hint)
     device = measurements.environment.memory_bytes
-    # Says at once where not even one example fits, and which bytes take the room.
-    fitted.modes[0].memory.max_micro_batch(limits.memory_limit_bytes or device, limits.headroom)
+    _check_one_example(fitted.modes, limits.memory_limit_bytes or device, limits.headroom)
     constraints = make_constraints(
         found,
         facts,
@@ -146,6 +171,16 @@ def _candidates(measurements: Measurements, fitted: Fitted, limits: Limits) -> C
         device_bytes=device,
     )
     return found.take(allowed(constraints))
+
+
+def _check_one_example(modes: Sequence[Mode], limit_bytes: int, headroom: float) -> None:
+    """Say at once where not even one example fits in any mode, and which bytes take the room.
+
+    Raises:
+        InfeasibleError: as said, of the mode that needs least.
+    """
+    least = min(modes, key=lambda mode: mode.memory.high_bytes(1))
+    least.memory.max_micro_batch(limit_bytes, headroom)
 
 
 def _table(scores: Scores, fitted: Fitted, facts: TaskFacts) -> list[Candidate]:
@@ -213,15 +248,23 @@ def _guards(
             chosen=chosen.candidate,
             candidates=table,
             facts=facts,
+            environment=measurements.environment,
             speed=chosen.speed,
             loader=chosen.loader,
             steps=chosen.steps,
             objective=chosen.objective,
             num_updates=num_updates,
-            rate_ratio=rate / facts.recipe.lr,
+            rate=rate,
+            stability=find_stability(
+                (*measurements.rate_checks, *measurements.rate_tunings),
+                chosen.candidate.global_batch_size,
+                rate,
+            ),
+            is_derived=chosen.is_derived,
             largest_micro_that_fits=mode.memory.max_micro_batch(memory, limits.headroom),
             usable_bytes=int(memory * (1 - limits.headroom)),
             positives_per_example=sum(sparse) / len(sparse) if sparse else None,
             fine_tuning=fine_tuning,
+            signal=measurements.signal,
         )
     )

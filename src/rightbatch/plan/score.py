@@ -17,6 +17,9 @@ from rightbatch.fit.steps_model import relative_examples
 from rightbatch.plan.candidates import Candidates, Floats, Ints
 from rightbatch.plan.draws import Draws
 
+# Another mode takes the place of a simpler one where it takes at most this share of its time in so
+# many draws: some of many sizes and modes would be quicker in fewer of them by chance.
+QUICKER, SHOWN = 0.98, 0.998
 CHUNK = 128  # candidates scored at once: their draws stay in the processor's cache
 
 UpdateSeconds = Callable[[Candidates, Draws], Floats]
@@ -94,7 +97,11 @@ def score(
 def _best_splits(
     candidates: Candidates, first: Ints, seconds_of: UpdateSeconds, draws: Draws
 ) -> tuple[Ints, Floats]:
-    """For each batch: its split of least expected update seconds, and the least of each draw."""
+    """For each batch: its split of least expected update seconds, and the least of each draw.
+
+    Modes are ordered by how much they change. A later one is taken where it is shown to be quicker, or
+    where no earlier one is allowed.
+    """
     mean = np.empty(len(candidates))
     quickest = np.full((len(first), len(draws.noise)), np.inf)
     batch_of = np.searchsorted(first, np.arange(len(candidates)), side="right") - 1
@@ -104,9 +111,24 @@ def _best_splits(
         mean[part] = seconds.mean(axis=1)
         rows, offsets = np.unique(batch_of[part], return_index=True)
         quickest[rows] = np.minimum(quickest[rows], np.minimum.reduceat(seconds, offsets, axis=0))
-    ends = np.append(first[1:], len(candidates))
-    best = [a + int(np.argmin(mean[a:b])) for a, b in zip(first, ends, strict=True)]
-    return np.array(best, np.int64), quickest
+    best = np.full(len(first), -1)
+    for mode in np.unique(candidates.mode).tolist():
+        of_mode = np.where(candidates.mode == mode, mean, np.inf)
+        mine = _least_of_each(of_mode, first)
+        wins = (best < 0) & (mine >= 0)
+        (both,) = np.nonzero((best >= 0) & (mine >= 0))
+        if len(both):
+            before, after = (seconds_of(candidates.take(at[both]), draws) for at in (best, mine))
+            wins[both] = (after < QUICKER * before).mean(axis=1) >= SHOWN
+        best = np.where(wins, mine, best)
+    return best, quickest
+
+
+def _least_of_each(values: Floats, first: Ints) -> Ints:
+    """Where each run of values that begins at ``first`` is least; -1 where nothing in it is finite."""
+    ends = np.append(first[1:], len(values))
+    least = np.array([a + int(np.argmin(values[a:b])) for a, b in zip(first, ends, strict=True)])
+    return np.where(np.isfinite(values[least]), least, -1)
 
 
 def _cost(objective: Objective, seconds: Floats, examples: Floats) -> Floats:

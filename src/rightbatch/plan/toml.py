@@ -108,6 +108,8 @@ def _reason(decision: Decision | None, name: str) -> str:
             "schema_version": "the layout of this file",
             "task": "the task this plan was made for; training any other with it is refused",
             "objective": "what the planner minimised",
+            "device": "what the split was planned for; training runs where --device says",
+            "is_derived": "whether that device was not there, and its times and memory derived",
             "target": "asked for instead of the task's own",
             "batch_schedule": "how the batch grows to global_batch_size",
             "batch_norm": "over one micro-batch; or sync, ghost, group",

@@ -18,6 +18,14 @@ class Wishes:
     """None keeps one batch all along."""
     fine_tuning: bool = False
     """Whether training starts from weights that are worth keeping."""
+    modes: bool = False
+    """Choose precision and recomputation too, where their samples are in the measurements."""
+    device: str | None = None
+    """An accelerator of the catalogue, such as ``cuda:a100-40gb``, whose step was traced; None is the
+    device of the measurements."""
+
+
+NO_WISHES = Wishes()
 
 
 def check_wishes(objective: Objective, limits: Limits) -> None:

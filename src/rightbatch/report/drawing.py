@@ -66,7 +66,7 @@ def add_line(
 
 def add_points(
     figure: go.Figure,
-    x: Sequence[float],
+    x: Sequence[float] | Sequence[str],
     y: Sequence[float],
     name: str,
     color: str,

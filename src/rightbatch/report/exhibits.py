@@ -50,10 +50,11 @@ def collect_exhibits(
             found.append(_front(measurements, plan))
     if models.noise_points:
         found.append(_noise(measurements, models, plan))
+    here = None if plan and plan.is_derived else plan  # what was measured says nothing of elsewhere
     if models.speed:
-        found.append(_speed(models.speed, models, plan))
+        found.append(_speed(models.speed, models, here))
     if models.memory:
-        found.append(_memory(measurements, models.memory, plan))
+        found.append(_memory(measurements, models.memory, here))
     if any(run.evaluations for run in runs):
         found.append(_runs(measurements, plan, runs))
     return found
@@ -72,12 +73,21 @@ def _plots() -> ModuleType:
     Raises:
         MissingPackageError: plotly is not installed.
     """
-    if importlib.util.find_spec("plotly") is None:
-        found, need = "plotly is not installed", "plotly, which draws the report's figures"
-        raise MissingPackageError(found, need=need, hint="pip install 'rightbatch[report]'")
+    check_plotly()
     from rightbatch.report import plots
 
     return plots
+
+
+def check_plotly() -> None:
+    """Refuse to draw where nothing can be drawn with.
+
+    Raises:
+        MissingPackageError: plotly is not installed.
+    """
+    if importlib.util.find_spec("plotly") is None:
+        found, need = "plotly is not installed", "plotly, which draws the report's figures"
+        raise MissingPackageError(found, need=need, hint="pip install 'rightbatch[report]'")
 
 
 def _candidates(measurements: Measurements, plan: Plan) -> Exhibit:

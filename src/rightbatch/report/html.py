@@ -1,15 +1,8 @@
-"""One HTML file that answers the question and shows the evidence, offline and without JavaScript.
-
-Everything needed to act is plain HTML; JavaScript adds the plots, whose numbers stand below them as
-tables. The page may load nothing: its policy allows its own scripts, by their hash, and no others.
-"""
+"""The report of a plan: one HTML file that answers the question and shows the evidence."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 
 from rightbatch.core.plan import Plan
@@ -19,29 +12,8 @@ from rightbatch.fit.models import Models, fit_models
 from rightbatch.report import sections, sentences, signal, tables
 from rightbatch.report.exhibits import Exhibit, collect_exhibits, shown_metric
 from rightbatch.report.history import RunHistory, read_runs
-from rightbatch.report.markup import Html, escape, join, tag
-
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-{style}</style>
-</head>
-<body>
-{body}
-{scripts}
-</body>
-</html>
-"""
-# plotly.js writes style elements of its own; scripts are allowed by hash alone.
-_POLICY = (
-    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src {scripts};"
-    " base-uri 'none'; form-action 'none'"
-)
+from rightbatch.report.markup import Html, tag
+from rightbatch.report.page import render_exhibit, render_page
 
 
 def write_report(folder: Path) -> Path:
@@ -82,20 +54,14 @@ def render_report(
     """
     models = fit_models(measurements)
     exhibits = collect_exhibits(measurements, models, plan, runs)
-    scripts = [_read("page.js"), _plotly_js()] if exhibits else []
-    hashes = " ".join(f"'sha256-{_sha256(script)}'" for script in scripts) or "'none'"
-    return _PAGE.format(
-        policy=_POLICY.format(scripts=hashes),
-        title=escape(f"{measurements.task.name}: rightbatch report"),
-        style=_read("page.css"),
-        body=join([
-            *_answer(measurements, models, plan, runs, folder),
-            *_signal(measurements),
-            *_evidence(measurements, exhibits, runs),
-            *_method(measurements, models, plan),
-        ]),
-        scripts="\n".join(f"<script>{script}</script>" for script in scripts),
-    )
+    body = [
+        *_answer(measurements, models, plan, runs, folder),
+        *_signal(measurements),
+        *_evidence(measurements, exhibits, runs),
+        *_method(measurements, models, plan),
+    ]
+    title = f"{measurements.task.name}: rightbatch report"
+    return render_page(title, body, with_figures=bool(exhibits))
 
 
 def _answer(
@@ -143,7 +109,8 @@ def _evidence(
     measurements: Measurements, exhibits: Sequence[Exhibit], runs: Sequence[RunHistory]
 ) -> list[Html]:
     """Figures with their numbers, and what the runs reached."""
-    parts = [tag("h2", "The evidence"), *(_figure(exhibit) for exhibit in exhibits)] if exhibits else []
+    figures = [render_exhibit(exhibit) for exhibit in exhibits]
+    parts = [tag("h2", "The evidence"), *figures] if figures else []
     if runs:
         table = tables.runs_table(runs, shown_metric(measurements, runs))
         parts += [tag("h2", "Runs"), sections.render_table(table)]
@@ -166,34 +133,3 @@ def _method(measurements: Measurements, models: Models, plan: Plan | None) -> li
         tag("h2", "Sources"),
         sections.render_sources(sections.cited_sources(models, plan)),
     ]
-
-
-def _figure(exhibit: Exhibit) -> Html:
-    """A plot, filled in by the page's script, and its numbers, open until the script closes them."""
-    name = f"figure-{exhibit.key}"
-    # In JSON a less-than sign occurs only inside strings, where an escape means the same.
-    data = Html((exhibit.figure.to_json() or "").replace("<", "\\u003c"))
-    numbers = [tag("summary", "The numbers"), sections.render_table(exhibit.table)]
-    return tag(
-        "figure",
-        tag("h3", exhibit.title),
-        tag("figcaption", exhibit.caption),
-        tag("div", class_="plot", data_figure=name, role="img", aria_label=exhibit.title),
-        tag("noscript", tag("p", "The plot needs JavaScript; its numbers are below.")),
-        tag("script", data, type="application/json", id=name),
-        Html(f'<details class="numbers" open>{join(numbers)}</details>'),
-    )
-
-
-def _read(name: str) -> str:
-    return (resources.files("rightbatch.report") / name).read_text(encoding="utf-8")
-
-
-def _plotly_js() -> str:
-    from plotly.offline import get_plotlyjs
-
-    return get_plotlyjs()
-
-
-def _sha256(script: str) -> str:
-    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

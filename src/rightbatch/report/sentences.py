@@ -178,6 +178,9 @@ def next_steps(
     again = f"rightbatch plan {task} --out {where} --time-budget 10m"
     if plan is None:
         return [f"Finish the measurement and make the plan: `{again}`"]
+    if plan.is_derived:
+        there = f"rightbatch plan {task} --device cuda --out {where}"
+        return [f"Measure on a machine with {plan.device}: `{there}`"]
     steps: list[str] = []
     if not trained:
         train = f"rightbatch train {task} --plan {where}/plan.toml --run {where}/runs/plan"

@@ -1,8 +1,11 @@
 """Rare targets: losses, sampling, statistics, metrics, and what the optimizer sees of the signal."""
 
 from rightbatch.sparse.correct import PriorCorrected as PriorCorrected
+from rightbatch.sparse.correct import Recalibrated as Recalibrated
+from rightbatch.sparse.correct import add_offsets as add_offsets
 from rightbatch.sparse.correct import correct_logits as correct_logits
 from rightbatch.sparse.correct import correct_probabilities as correct_probabilities
+from rightbatch.sparse.correct import fit_offsets as fit_offsets
 from rightbatch.sparse.diagnose import measure_signal as measure_signal
 from rightbatch.sparse.losses import IGNORE_INDEX as IGNORE_INDEX
 from rightbatch.sparse.losses import cross_entropy as cross_entropy

@@ -120,8 +120,11 @@ def logit_adjusted_loss(
         part: as in ``cross_entropy``.
 
     Raises:
-        InvalidInputError: a prior of 0, 1 or another length, or as for ``cross_entropy``.
+        InvalidInputError: a prior of 0, 1 or another length, a tau that is not finite, or as for
+            ``cross_entropy``.
     """
+    if not abs(tau) < float("inf"):
+        raise InvalidInputError(f"tau = {tau}", need="a finite number", hint="use 1")
     offsets = check_prior(prior, 1 if logits.shape == targets.shape else logits.shape[1]).log_odds
     shape = (1, -1) + (1,) * (logits.dim() - 2) if len(offsets) > 1 else ()
     shift = tau * logits.new_tensor(offsets).reshape(shape)

@@ -28,7 +28,7 @@ def average_precision(scores: Floats, positives: NDArray[np.bool_]) -> float:
     0.8333333333333333
 
     Raises:
-        InvalidInputError: other lengths, a nan, no positive, or nothing else.
+        InvalidInputError: other lengths, a nan, labels beyond 0 and 1, no positive, or nothing else.
     """
     _check(scores, positives)
     order = np.argsort(-scores, kind="stable")
@@ -117,6 +117,9 @@ def _check(scores: Floats, positives: NDArray[np.bool_]) -> None:
     if scores.shape != positives.shape or scores.ndim != 1:
         found = f"scores {list(scores.shape)} and positives {list(positives.shape)}"
         raise InvalidInputError(found, need="two arrays of one length", hint="flatten both")
+    if positives.dtype != np.bool_ and not np.isin(positives, (0, 1)).all():
+        found = f"positives with the values {np.unique(positives)[:4]}"
+        raise InvalidInputError(found, need="False and True", hint="one class at a time: labels == 1")
     if np.isnan(scores).any():
         hint = "look for log(0) or a diverged run"
         raise InvalidInputError(f"{np.isnan(scores).sum()} scores that are nan", "numbers", hint)

@@ -50,7 +50,7 @@ def check_prior(prior: float | Sequence[float], num_logits: int) -> Prior:
     Raises:
         InvalidInputError: another length, a value of 0 or 1, or classes that do not add to 1.
     """
-    values = (float(prior),) if isinstance(prior, (int, float)) else tuple(float(p) for p in prior)
+    values = read_prior(prior)
     need = "a number above 0 and below 1"
     if num_logits > 1:
         need = f"{num_logits} of them, each above 0, which add to 1"
@@ -59,6 +59,19 @@ def check_prior(prior: float | Sequence[float], num_logits: int) -> Prior:
         found = f"prior {', '.join(f'{value:g}' for value in values)}"
         raise InvalidInputError(found, need=need, hint="take it from sparse.count_classes(...).prior")
     return Prior(values)
+
+
+def read_prior(prior: float | Sequence[float]) -> tuple[float, ...]:
+    """The numbers of a prior that is one, or has one for each class; NumPy's and torch's will do.
+
+    Raises:
+        InvalidInputError: something else.
+    """
+    try:
+        return tuple(np.asarray(prior, float).reshape(-1).tolist())
+    except (TypeError, ValueError) as error:
+        hint = "take it from sparse.count_classes(...).prior"
+        raise InvalidInputError(f"prior {prior!r}", need="a number or several", hint=hint) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

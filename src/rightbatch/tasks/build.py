@@ -9,8 +9,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.data import TensorDataset
 
-from rightbatch.core.errors import InvalidInputError, InvalidTaskError, did_you_mean
+from rightbatch.core.errors import InvalidInputError, InvalidTaskError, RightBatchError, did_you_mean
 from rightbatch.core.facts import OPTIMIZER_FAMILIES, OptimizerFamily
 from rightbatch.core.recipe import Constants
 from rightbatch.tasks.task import Loss, Task
@@ -45,11 +46,14 @@ def build_model(task: Task, device: str = "cpu", seed: int = 0, *, values: bool 
 
     Raises:
         InvalidTaskError: the factory fails, or returns something else than a Module with values.
+        RightBatchError: the factory's own code raised one.
     """
     check_device(device)
     torch.manual_seed(seed)
     try:
         model = task.model()
+    except RightBatchError:
+        raise
     except Exception as error:
         need, hint = "a factory that builds the model", "call it in Python"
         raise InvalidTaskError(*raised("model()", error, need, hint)) from error
@@ -147,8 +151,17 @@ def optimizer_family(optimizer: Optimizer) -> OptimizerFamily:
 
 
 def collate(task: Task, indices: Iterable[int]) -> Any:
-    """Read training examples by index and join them as the task's loader does."""
-    return join(task, [cast(Any, task.train_data)[i] for i in indices])
+    """Read training examples by index and join them as the task's loader does.
+
+    Rows of tensors are taken in one step each: the batch is the same, and so are measured and real
+    loading, which both come here where there are no workers.
+    """
+    data, chosen = cast(Any, task.train_data), list(indices)
+    if type(data) is TensorDataset and task.collate is None:
+        rows = torch.tensor(chosen, dtype=torch.int64)
+        return [tensor.index_select(0, rows.to(tensor.device)) for tensor in data.tensors]
+    read: Any = getattr(data, "__getitems__", None)
+    return join(task, read(chosen) if read else [data[i] for i in chosen])
 
 
 def join(task: Task, examples: list[Any]) -> Any:

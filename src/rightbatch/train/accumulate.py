@@ -237,9 +237,10 @@ def _run(replica: Replica, size: int, batch: Any, names: Iterable[str] = ()) -> 
 
 
 def _backward(terms: Terms, divisors: Mapping[str, float]) -> Terms:
-    """Add the gradients of all terms, and keep the sums without their graphs."""
-    parts = [term.total / divisors[name] for name, term in terms.items()]
-    sum(parts[1:], start=parts[0]).backward()
+    """Add the gradients of all terms over their divisors, and keep the sums without their graphs."""
+    totals = [term.total for term in terms.values()]
+    weights = [torch.full_like(term.total, 1 / divisors[name]) for name, term in terms.items()]
+    torch.autograd.backward(totals, weights)
     return {name: Loss(term.total.detach(), term.count) for name, term in terms.items()}
 
 

@@ -14,6 +14,26 @@ from rightbatch.train.normalization import planned_model
 from rightbatch.train.sampler import Windows, split_evenly
 
 
+def check_options(
+    task: Task, seed: int, max_updates: int | None, keep: int, early_stopping: int | None
+) -> None:
+    """Refuse numbers that no run can have.
+
+    Raises:
+        InvalidInputError: one is too small, or early stopping has nothing to go by.
+    """
+    counts = {"max_updates": max_updates, "keep": keep, "early_stopping": early_stopping}
+    least = {"seed": 0} | dict.fromkeys(counts, 1)
+    given = {"seed": seed} | {name: value for name, value in counts.items() if value is not None}
+    if small := [name for name, value in given.items() if value < least[name]]:
+        found = ", ".join(f"{name} = {given[name]}" for name in small)
+        need = " and ".join(f"{name} >= {least[name]}" for name in small)
+        raise InvalidInputError(found, need=need, hint="leave it out for the default")
+    if early_stopping is not None and task.valid_data is None:
+        found, hint = "early stopping without valid_data", "give the task valid_data, or leave it out"
+        raise InvalidInputError(found, need="evaluations to go by", hint=hint)
+
+
 def check_plan(task: Task, plan: Plan) -> Plan:
     """Return the plan with its optimizer factory resolved, or refuse one made for something else.
 

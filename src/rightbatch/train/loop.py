@@ -13,13 +13,15 @@ from rightbatch.core.run import Run
 from rightbatch.core.schedule import rate_at
 from rightbatch.tasks.task import Task
 from rightbatch.train.adapt import BatchGrowth, MakeMeter
-from rightbatch.train.check import check_plan, check_run
+from rightbatch.train.check import check_options, check_plan, check_run
 from rightbatch.train.checkpoint import Checkpoints
 from rightbatch.train.distributed import Ranks
-from rightbatch.train.record import Progress, RunRecord, Start, check_folder, check_resumable
+from rightbatch.train.folder import Start, check_folder, check_resumable
+from rightbatch.train.mlflow import open_mlflow
+from rightbatch.train.record import Progress, RunRecord
 from rightbatch.train.sampler import Windows
 from rightbatch.train.signals import StopRequests
-from rightbatch.train.tensorboard import check_tensorboard
+from rightbatch.train.tensorboard import open_tensorboard
 from rightbatch.train.training import DEFAULT_SAVING, Saving, Training
 from rightbatch.train.update import Updater
 
@@ -38,6 +40,8 @@ def train(  # noqa: PLR0913 - what a run is, and then how it is watched and kept
     meter: MakeMeter | None = None,
     shard: bool = False,
     tensorboard: bool = False,
+    mlflow: bool = False,
+    early_stopping: int | None = None,
 ) -> Run:
     """Train a fresh model by the plan; the same seed gives the same bits on one thread.
 
@@ -58,6 +62,9 @@ def train(  # noqa: PLR0913 - what a run is, and then how it is watched and kept
         shard: hold a part of weights, gradients and optimizer state in each process (FSDP2), where
             otherwise each holds all.
         tensorboard: write the lines of metrics as TensorBoard events too.
+        early_stopping: end the run after so many evaluations in a row that are not better than the
+            best, by the target's metric or one named ``loss``.
+        mlflow: write them as a run in MLflow, at MLFLOW_TRACKING_URI or in the run's folder.
 
     Returns:
         What happened. A target reached, an interruption and a divergence are outcomes, not errors.
@@ -67,15 +74,10 @@ def train(  # noqa: PLR0913 - what a run is, and then how it is watched and kept
             resumed, none, a checkpoint is damaged or cannot be written, an update has no target, or
             the run cannot be sharded.
         InvalidTaskError: the task cannot be trained as it stands.
-        MissingPackageError: tensorboard is asked for and not installed.
+        MissingPackageError: tensorboard or mlflow is asked for and not installed.
         KeyboardInterrupt: a second Ctrl-C; what was saved until then is kept.
     """
-    if seed < 0 or (max_updates is not None and max_updates < 1) or saving.keep < 1:
-        found = f"seed = {seed}, max_updates = {max_updates}, keep = {saving.keep}"
-        need = "seed >= 0, max_updates >= 1 or None, and keep >= 1"
-        raise InvalidInputError(found, need=need, hint="change the one that is less")
-    if tensorboard:
-        check_tensorboard()
+    check_options(task, seed, max_updates, saving.keep, early_stopping)
     ranks = Ranks.current()
     plan = check_plan(task, plan)
     if meter is None and BatchGrowth.of(plan) is not None:
@@ -91,6 +93,8 @@ def train(  # noqa: PLR0913 - what a run is, and then how it is watched and kept
     rate_at(plan, plan.learning_rate, 0, windows.total_examples)
     path = Path(run_dir)
     start = Start(task=task.name, seed=seed, num_train_examples=task.num_train_examples)
+    logs = [open_tensorboard()] if tensorboard else []
+    logs += [open_mlflow(plan, start, resume=resume)] if mlflow else []
     checkpoints, saved = Checkpoints(path / "checkpoints", saving.keep), None
     if resume:
         if (ended := check_resumable(path, plan, start)) is not None:
@@ -115,10 +119,10 @@ def train(  # noqa: PLR0913 - what a run is, and then how it is watched and kept
         on_progress=on_progress,
         checkpoints=checkpoints,
         writes=ranks.is_first,
-        tensorboard=tensorboard,
+        logs=logs,
     )
     with record:
-        training = Training(task, windows, updater, record, saving)
+        training = Training(task, windows, updater, record, saving, early_stopping)
         if meter is not None:
             training.meter = meter(updater.wrapped, updater.optimizer)
         if saved is None:

@@ -4,35 +4,24 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from torch import Tensor, nn
 
 from rightbatch.core.errors import InvalidInputError
 from rightbatch.core.plan import Plan
-from rightbatch.core.record import SCHEMA_VERSION, Record
 from rightbatch.core.run import Evaluation, Run
-from rightbatch.core.store import read_record, write_record, write_text
+from rightbatch.core.store import write_record, write_text
 from rightbatch.train.accumulate import WindowGradient
 from rightbatch.train.checkpoint import Checkpoints, Manifest, save_tensors
+from rightbatch.train.folder import METRICS, OUTCOME, PLAN, START, Start, lines_until, remove_unfinished
 from rightbatch.train.state import Tensors
-from rightbatch.train.tensorboard import Log
 
-PLAN, START, METRICS, OUTCOME = "plan.json", "start.json", "metrics.jsonl", "outcome.json"
 _LINE_SECONDS = 1.0  # between two updates written to metrics.jsonl
 _PROGRESS_SECONDS = 0.1  # between two calls of on_progress
-
-
-class Start(Record):
-    """What a run was started with beside its plan; it resumes with the same."""
-
-    schema_version: int = SCHEMA_VERSION
-    task: str
-    seed: int
-    num_train_examples: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +45,22 @@ class Progress:
     """Of the evaluation just made; None between evaluations."""
 
 
+class Log(Protocol):
+    """Takes the lines of metrics to a tool that draws them."""
+
+    def add(self, line: dict[str, Any]) -> None:
+        """Take a line of metrics."""
+        ...
+
+    def close(self, run: Run | None) -> None:
+        """The run has ended; None where it was an error that ended it."""
+        ...
+
+
+OpenLog = Callable[[Path, int], Log]
+"""From a run's folder and the updates that it holds so far."""
+
+
 class RunRecord:
     """Owns a run's folder and counts what has been done; only the first process writes."""
 
@@ -67,13 +72,13 @@ class RunRecord:
         on_progress: Callable[[Progress], None] | None,
         checkpoints: Checkpoints,
         writes: bool,
-        tensorboard: bool = False,
+        logs: Sequence[OpenLog] = (),
     ) -> None:
         self.path, self._total_examples, self._on_progress = path, total_examples, on_progress
         self._checkpoints, self._writes = checkpoints, writes
         self._metrics: Any = None
-        self._tensorboard = tensorboard
-        self._log: Log | None = None
+        self._open_logs, self._logs = logs, list[Log]()
+        self._run: Run | None = None
         self.examples = self.updates = self.skipped = 0
         self.seconds = 0.0
         self.evaluations: list[Evaluation] = []
@@ -89,6 +94,7 @@ class RunRecord:
             InvalidInputError: it cannot be written.
         """
         if self._writes:
+            remove_unfinished(self.path)
             write_record(self.path / PLAN, plan)
             write_record(self.path / START, start)
             write_text(self.path / METRICS, "")
@@ -105,15 +111,16 @@ class RunRecord:
         self._loss_total, self._loss_count = manifest.loss_total, manifest.loss_count
         self._next_line = self._next_progress = self.seconds
         if self._writes:
-            write_text(self.path / METRICS, _lines_until(self.path / METRICS, manifest.updates))
+            remove_unfinished(self.path)
+            write_text(self.path / METRICS, lines_until(self.path / METRICS, manifest.updates))
             (self.path / OUTCOME).unlink(missing_ok=True)
             self._open()
 
     def _open(self) -> None:
         """Go on behind what the metrics hold."""
         self._metrics = (self.path / METRICS).open("a", encoding="utf-8")
-        if self._tensorboard:
-            self._log = Log(self.path / "tensorboard", self.updates)
+        for open_log in self._open_logs:
+            self._logs.append(open_log(self.path, self.updates))
 
     def add_update(
         self, gradient: WindowGradient, *, num_examples: int, batch_size: int, learning_rate: float
@@ -175,13 +182,13 @@ class RunRecord:
         if self._metrics is None:
             return
         line = {"examples": self.examples, "updates": self.updates, "seconds": self.seconds} | values
-        if self._log is not None:
-            self._log.add(line)
         try:
+            for log in self._logs:
+                log.add(line)
             self._metrics.write(json.dumps(line) + "\n")
             self._metrics.flush()
         except OSError as error:
-            found = f"cannot write {self.path / METRICS}: {error.strerror or error}"
+            found = f"cannot write the metrics of {self.path}: {error.strerror or error}"
             hint = "free space, then go on with --resume (resume=True)"
             raise InvalidInputError(found, need="space for a line", hint=hint) from error
 
@@ -235,6 +242,7 @@ class RunRecord:
 
     def finish(self, run: Run) -> None:
         """Record the outcome, which makes the folder this run's for good."""
+        self._run = run
         if self._writes:
             write_record(self.path / OUTCOME, run)
 
@@ -244,77 +252,5 @@ class RunRecord:
     def __exit__(self, *exception: object) -> None:
         if self._metrics is not None:
             self._metrics.close()
-        if self._log is not None:
-            self._log.close()
-
-
-def check_folder(path: Path, checkpoints: Checkpoints) -> None:
-    """Refuse to start a run in the folder of another.
-
-    Raises:
-        InvalidInputError: it holds an outcome or a checkpoint.
-    """
-    if (path / OUTCOME).exists():
-        found, hint = f"{path / OUTCOME} records an earlier run", "choose another folder"
-        raise InvalidInputError(found, need="a folder of the run's own", hint=hint)
-    if saved := checkpoints.manifests():
-        found = f"{saved[-1]} is the checkpoint of a run that has no outcome"
-        hint = "go on with it: --resume (resume=True); or choose another folder"
-        raise InvalidInputError(found, need="a folder of the run's own", hint=hint)
-
-
-def check_resumable(path: Path, plan: Plan, start: Start) -> Run | None:
-    """Compare a folder with what is to be resumed in it.
-
-    Returns:
-        The run, where it has come to its end already.
-
-    Raises:
-        InvalidInputError: there is no run, it diverged, or it was started with something else.
-    """
-    if not (path / START).exists():
-        hint = "start it without --resume (resume=False)"
-        raise InvalidInputError(f"no {path / START}", need="the folder of a run", hint=hint)
-    begun, hint = read_record(path / START, Start), "resume with what the run was started with"
-    _refuse_changes(path / START, begun, start, hint)
-    _refuse_changes(path / PLAN, read_record(path / PLAN, Plan), plan, f"use {path / PLAN}; {hint}")
-    if not (path / OUTCOME).exists():
-        return None
-    run = read_record(path / OUTCOME, Run)
-    if run.outcome.value == "diverged":
-        hint = "change the plan, and train into another folder"
-        raise InvalidInputError(
-            f"{path} diverged: {run.message}", need="a run that can go on", hint=hint
-        )
-    return None if run.outcome.can_resume else run
-
-
-def _refuse_changes(path: Path, saved: Record, given: Record, hint: str) -> None:
-    """Raise where two records differ.
-
-    Raises:
-        InvalidInputError: they do; names the first field.
-    """
-    ours, theirs = given.model_dump(mode="json"), saved.model_dump(mode="json")
-    if changed := [name for name in ours if ours[name] != theirs[name]]:
-        found = (
-            f"{changed[0]} = {_short(ours[changed[0]])}, while {path} has {_short(theirs[changed[0]])}"
-        )
-        raise InvalidInputError(found, need="the same to resume", hint=hint)
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _lines_until(path: Path, updates: int) -> str:
-    """The whole lines of metrics up to an update."""
-    kept: list[str] = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            if json.loads(line)["updates"] <= updates:
-                kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError):  # cut off when the process died
-            break
-    return "".join(kept)
+        for log in self._logs:
+            log.close(self._run)

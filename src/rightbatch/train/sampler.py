@@ -9,8 +9,9 @@ processes changes neither the order of the examples nor the updates they belong 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import islice
 from typing import Any, NamedTuple, Self, cast
 
@@ -21,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from rightbatch.core.plan import BatchSchedule, Plan
 from rightbatch.core.recipe import examples_in
 from rightbatch.core.schedule import batch_size_at
+from rightbatch.tasks.build import collate
 from rightbatch.tasks.order import SamplerName, epoch_order
 from rightbatch.tasks.task import Task
 from rightbatch.train.distributed import ALONE, Ranks
@@ -138,6 +140,7 @@ class Windows:
         return epoch_order(self.sampler, self.num_train_examples, seed=self.seed, epoch=epoch)
 
 
+@cache
 def split_evenly(num_examples: int, micro_batch_size: int, num_replicas: int = 1) -> tuple[int, ...]:
     """Cut a window into the fewest micro-batches that fit, as many for each replica.
 
@@ -215,9 +218,22 @@ def seed_everything(*key: int) -> None:
     random.seed(int(python_seed))
 
 
-def train_loader(task: Task, windows: Windows, device: str) -> DataLoader[Any]:
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """What a DataLoader without workers does, without what it spends on a batch beside reading."""
+
+    task: Task
+    windows: Windows
+
+    def __iter__(self) -> Iterator[Any]:
+        return (collate(self.task, indices) for indices in MicroBatches(self.windows))
+
+
+def train_loader(task: Task, windows: Windows, device: str) -> Iterable[Any]:
     """A loader of every micro-batch of the run; its workers start once, not once an epoch."""
     in_workers = task.loader.num_workers > 0
+    if not in_workers and not _pins_memory(task, device):
+        return _Reader(task, windows)
     return DataLoader(
         _Seeded(task.train_data, windows.seed) if in_workers else task.train_data,
         batch_sampler=MicroBatches(windows, keyed=in_workers),
@@ -238,9 +254,13 @@ def _loader_options(task: Task, seed: int, device: str) -> dict[str, Any]:
     options = task.loader
     return {
         "num_workers": options.num_workers,
-        "pin_memory": options.pin_memory and torch.device(device).type != "cpu",
+        "pin_memory": _pins_memory(task, device),
         "persistent_workers": options.persistent_workers,
         "prefetch_factor": options.prefetch_factor,
         "collate_fn": cast(Any, task.collate),
         "generator": torch.Generator().manual_seed(seed),
     }
+
+
+def _pins_memory(task: Task, device: str) -> bool:
+    return task.loader.pin_memory and torch.device(device).type != "cpu"

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any, cast
 
 from rightbatch.core.errors import MissingPackageError
+from rightbatch.core.run import Run
+from rightbatch.train.record import OpenLog
 
 
-def check_tensorboard() -> None:
-    """Refuse a run whose log could not be written.
+def open_tensorboard() -> OpenLog:
+    """What opens the event files of a run, once its folder is there.
 
     Raises:
         MissingPackageError: tensorboard is not installed.
@@ -18,6 +20,7 @@ def check_tensorboard() -> None:
     if importlib.util.find_spec("tensorboard") is None:
         found, need = "tensorboard is not installed", "tensorboard, which writes its event files"
         raise MissingPackageError(found, need=need, hint="pip install 'rightbatch[logs]'")
+    return TensorBoardLog
 
 
 def scalars(line: dict[str, Any]) -> dict[str, float]:
@@ -38,20 +41,21 @@ def scalars(line: dict[str, Any]) -> dict[str, float]:
     return found
 
 
-class Log:
+class TensorBoardLog:
     """Owns the event files of a run."""
 
     def __init__(self, folder: Path, updates: int) -> None:
         """Go on after so many updates; TensorBoard drops what an earlier start logged beyond them."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer: Any = SummaryWriter(folder, purge_step=updates + 1 if updates else None)
+        purge_step = updates + 1 if updates else None
+        self._writer: Any = SummaryWriter(folder / "tensorboard", purge_step=purge_step)
 
     def add(self, line: dict[str, Any]) -> None:
         """Add a line of metrics, by update."""
         for tag, value in scalars(line).items():
             self._writer.add_scalar(tag, value, line["updates"])
 
-    def close(self) -> None:
+    def close(self, run: Run | None) -> None:
         """Write what is still in memory."""
         self._writer.close()

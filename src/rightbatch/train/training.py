@@ -50,8 +50,15 @@ class Training:
     """Owns a run while it goes."""
 
     def __init__(
-        self, task: Task, windows: Windows, updater: Updater, record: RunRecord, saving: Saving
+        self,
+        task: Task,
+        windows: Windows,
+        updater: Updater,
+        record: RunRecord,
+        saving: Saving,
+        early_stopping: int | None = None,
     ) -> None:
+        self._early_stopping = early_stopping
         self.task, self.windows, self.updater, self.record = task, windows, updater, record
         self.ranks, self._saving = windows.ranks, saving
         self._runaway = Runaway()
@@ -196,19 +203,27 @@ class Training:
         if (trouble := bad_metrics(metrics, record.updates)) is not None:
             return End(Outcome.DIVERGED, trouble)
         judge = target or (Target("loss", 0.0, higher_is_better=False) if "loss" in metrics else None)
+        since_best = 0
         if judge is not None:
             sign = 1 if judge.higher_is_better else -1
             score = sign * metrics[judge.metric]
-            if all(score > sign * made.metrics[judge.metric] for made in record.evaluations):
+            scores = [*(sign * made.metrics[judge.metric] for made in record.evaluations), score]
+            since_best = len(scores) - 1 - scores.index(max(scores))
+            if since_best == 0:
                 record.save_weights("best", evaluated)
             if self._plateau is not None:
                 self._plateau.see(score)
-        elif self._plateau is not None:
-            found, hint = f"schedule plateau and metrics {', '.join(metrics)}", "give the task a target"
+        elif self._plateau is not None or self._early_stopping is not None:
+            what = "schedule plateau" if self._early_stopping is None else "early stopping"
+            found, hint = f"{what} and metrics {', '.join(metrics)}", "give the task a target"
             raise InvalidInputError(found, need="a target, or a metric named loss", hint=hint)
         record.add_evaluation(metrics)
         if target is not None and target.is_reached(metrics[target.metric]):
             return End(Outcome.TARGET_REACHED, f"{target} reached after {record.examples} examples")
+        if self._early_stopping is not None and since_best >= self._early_stopping:
+            best = record.evaluations[-1 - since_best]
+            message = f"no better evaluation in {since_best} after that of update {best.updates}"
+            return End(Outcome.EARLY_STOPPED, f"{message}, whose weights are best.safetensors")
         return None
 
     def _more(self, gradient: WindowGradient) -> dict[str, Any]:

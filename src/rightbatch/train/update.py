@@ -9,7 +9,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from rightbatch.core.plan import Plan
@@ -93,7 +93,13 @@ class Updater:
         self.loss_scale = LossScale(2.0**16) if plan.precision == "fp16" else LossScale()
         self._parameters = list(self.model.parameters())
         # Running statistics move in the forward, before it is known whether there will be a step.
-        self._buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        # A module may also put another tensor in a buffer's place, so they are looked up by name.
+        self._buffers = [
+            (vars(module)["_buffers"], name)
+            for module in self.model.modules()
+            for name, _ in module.named_buffers(recurse=False)
+        ]
+        self._kept_buffers = [buffer.clone() for buffer in self._live_buffers()]
         # A factory may give its groups different rates: the schedule moves all by one factor.
         self._group_rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         self.wrapped: nn.Module = self.model
@@ -184,8 +190,7 @@ class Updater:
         self.optimizer.step()
         if self.averaged is not None:  # its first call copies the weights
             self.averaged.update_parameters(self.model)
-        for buffer, kept in self._buffers:
-            kept.copy_(buffer)
+        self._keep_buffers()
         if self.plan.precision == "fp16":
             self.loss_scale.went_well()
         return learning_rate
@@ -197,10 +202,26 @@ class Updater:
         self.loss_scale.overflowed()
         return True
 
+    def _live_buffers(self) -> list[Tensor]:
+        found = (buffers.get(name) for buffers, name in self._buffers)
+        return [buffer for buffer in found if buffer is not None]
+
+    def _keep_buffers(self) -> None:
+        """Remember them as they are now."""
+        if not (live := self._live_buffers()):
+            return
+        with torch.no_grad():
+            if [tensor.shape for tensor in live] == [tensor.shape for tensor in self._kept_buffers]:
+                torch._foreach_copy_(self._kept_buffers, live)  # pyright: ignore[reportPrivateUsage]
+            else:
+                self._kept_buffers = [tensor.clone() for tensor in live]
+
+    @torch.no_grad()
     def discard(self) -> None:
         """Leave the model as the last step left it, whatever has been accumulated since."""
-        for buffer, kept in self._buffers:
-            buffer.copy_(kept)
+        for buffer, kept in zip(self._live_buffers(), self._kept_buffers, strict=False):
+            if buffer.shape == kept.shape:  # a module may have made another one since
+                buffer.copy_(kept)
 
     def state(self) -> tuple[Tensors, dict[str, str]]:
         """Everything that the next update depends on, as tensors and texts; every process must ask.
@@ -249,8 +270,7 @@ class Updater:
         load_optimizer(self.optimizer, texts.get("optimizer", ""), tensors, split)
         value, good_updates = json.loads(texts.get("loss_scale", "[1.0, 0]"))
         self.loss_scale = LossScale(float(value), int(good_updates))
-        for buffer, copy in self._buffers:
-            copy.copy_(buffer)
+        self._keep_buffers()
         if random := part(f"random.{self._ranks.rank}"):
             set_random_state(random, torch.device(self.device))
         else:

@@ -69,6 +69,7 @@ def compare(  # noqa: PLR0913 - the fields of what comes out
     margin: float,
     num_valid_examples: int,
     runs: Sequence[CompletedRun],
+    seeds_asked: int | None = None,
 ) -> Comparison:
     """Judge paired runs; a run that diverged or missed its target is counted and never dropped.
 
@@ -82,18 +83,23 @@ def compare(  # noqa: PLR0913 - the fields of what comes out
         reference: what it is held against.
         margin: below which a difference does not matter.
         num_valid_examples: that the metric is over, whose number bounds its resolution.
-        runs: of both sides, for the same seeds.
+        runs: of both sides; one whose partner was not made is kept, and judges nothing.
+        seeds_asked: pairs there are to be; None where all were made.
     """
-    seeds = sorted({run.seed for run in runs})
     found = {(run.side, run.seed): run for run in runs}
+    seeds = sorted(seed for side, seed in found if side == "candidate" and ("reference", seed) in found)
     pairs = [(found["candidate", seed], found["reference", seed]) for seed in seeds]
+    paired = [run for pair in pairs for run in pair]
     whole = [(ours, theirs) for ours, theirs in pairs if ours.metrics and theirs.metrics]
     differences = [ours.metrics[metric] - theirs.metrics[metric] for ours, theirs in whole]
-    ends = [run.metrics[metric] for run in runs if metric in run.metrics]
+    ends = [run.metrics[metric] for run in paired if metric in run.metrics]
     step = metric_step(ends, num_valid_examples)
     difference = paired_difference(differences, step=step)
-    verdict, why = _despite_divergence(runs, len(seeds))
-    if why is None:
+    verdict, why = _despite_divergence(paired, len(seeds))
+    if len(seeds) < 2:
+        why = f"undecided: {len(seeds)} pair(s) of runs so far, and it takes 2 to see a spread"
+        verdict = "undecided"
+    elif why is None:
         verdict = judge(difference, margin, higher_is_better=higher_is_better)
         why = _sentence(verdict, difference, metric, margin, candidate.name, reference.name)
     further = more_seeds(differences, margin, step) if len(whole) == len(pairs) else None
@@ -112,14 +118,17 @@ def compare(  # noqa: PLR0913 - the fields of what comes out
         verdict=verdict,
         reason=why,
         difference=difference,
-        candidate_gap=_gap(runs, "candidate", metric),
-        reference_gap=_gap(runs, "reference", metric),
-        reached=None if target is None else (_reached(runs, "candidate"), _reached(runs, "reference")),
+        candidate_gap=_gap(paired, "candidate", metric),
+        reference_gap=_gap(paired, "reference", metric),
+        reached=None
+        if target is None or not pairs
+        else (_reached(paired, "candidate"), _reached(paired, "reference")),
         to_target=()
-        if target is None
+        if target is None or not pairs
         else (_to_target(pairs, "examples"), _to_target(pairs, "seconds")),
         more_seeds=further if verdict == "undecided" else 0,
         runs=tuple(runs),
+        unfinished_runs=0 if seeds_asked is None else 2 * seeds_asked - len(runs),
     )
 
 
@@ -195,6 +204,15 @@ def comparison_lines(comparison: Comparison) -> list[str]:
     lines = [
         f"Matched by {comparison.matched_by}. Intervals are {comparison.level:.0%}, paired by seed."
     ]
+    missing = comparison.unfinished_runs
+    if missing and comparison.remedies is None:
+        lines.append(
+            f"The budget ended before {missing} of the runs asked for; the verdict is that of"
+            f" {comparison.seeds} pair(s). The same command goes on. To take whichever of several looks"
+            " is decided makes chance verdicts likelier."
+        )
+    elif missing:
+        lines.append(f"The budget ended before {missing} runs of remedies; the same command goes on.")
     for name, gap in (("candidate", comparison.candidate_gap), ("reference", comparison.reference_gap)):
         if gap is not None:
             lines.append(
@@ -210,16 +228,25 @@ def comparison_lines(comparison: Comparison) -> list[str]:
         lines.append(
             f"{cost.quantity.capitalize()} to the target, candidate over reference: {_cost(cost)}."
         )
-    if comparison.verdict == "undecided" and comparison.more_seeds:
-        more = comparison.more_seeds
-        total = comparison.seeds + more
+    if comparison.verdict == "worse" and comparison.remedies is None:
         lines.append(
-            f"At this spread about {more} more seed(s) would decide: --seeds {total}. Adding seeds"
-            " because a verdict is missing makes chance verdicts likelier than the level says."
+            "A rate that does not fit the batch is the commonest cause: compare with --tune-lr 1m in"
+            " another --out. What else may help is tried with --remedy."
         )
-    elif comparison.verdict == "undecided":
-        lines.append("No number of seeds up to 100 more is foreseen to decide it at this spread.")
+    is_whole = comparison.remedies is not None or not missing
+    if comparison.verdict == "undecided" and is_whole:
+        lines.append(_what_would_decide(comparison))
     return lines
+
+
+def _what_would_decide(comparison: Comparison) -> str:
+    if not comparison.more_seeds:
+        return "No number of seeds up to 100 more is foreseen to decide it at this spread."
+    return (
+        f"At this spread about {comparison.more_seeds} more seed(s) would decide: --seeds"
+        f" {comparison.seeds + comparison.more_seeds}. Adding seeds because a verdict is missing makes"
+        " chance verdicts likelier than the level says."
+    )
 
 
 def sharpness_lines(comparison: Comparison) -> list[str]:

@@ -12,7 +12,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -21,7 +22,7 @@ from torch.utils.data import DataLoader, Subset
 
 from rightbatch.core.errors import InvalidInputError, MeasurementError
 from rightbatch.core.facts import TaskFacts
-from rightbatch.core.progress import OnProgress, Progress
+from rightbatch.core.progress import OnProgress
 from rightbatch.core.record import SCHEMA_VERSION, Record
 from rightbatch.core.store import write_record
 from rightbatch.core.sweep import BranchPoint, Critical, Definition
@@ -30,8 +31,10 @@ from rightbatch.measure.pilot import Pilot
 from rightbatch.tasks.check import check_task, evaluate
 from rightbatch.tasks.task import Task
 from rightbatch.validate.branching import branch, plan_for
-from rightbatch.validate.ledger import finished, same_question, sole_owner
+from rightbatch.validate.ledger import LEDGER, open_ledger, same_question, sole_owner
 from rightbatch.validate.one_sided import Bounds, keeps_up
+from rightbatch.validate.work import Board, Job, Tell, once, run_chains
+from rightbatch.validate.workers import HowMany, workers_for
 
 CRITICAL = "critical.json"
 LEVEL = 0.05
@@ -68,6 +71,20 @@ class Branches(Record):
     losses: tuple[float | None, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class BranchJob:
+    """All branches of one seed from one point."""
+
+    point: int
+    """Examples seen before."""
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """Its name in the ledger."""
+        return f"after {self.point} examples, seed {self.seed}"
+
+
 class _Setting(NamedTuple):
     task: Task
     facts: TaskFacts
@@ -75,7 +92,7 @@ class _Setting(NamedTuple):
     evaluated: list[Any]
 
 
-def measure_critical(
+def measure_critical(  # noqa: PLR0913 - what is measured, and then how
     task: Task,
     batch_sizes: Sequence[int],
     *,
@@ -83,6 +100,7 @@ def measure_critical(
     points: Sequence[float] = (0.05, 0.2, 0.5),
     seeds: int = 5,
     tolerance: float = 0.05,
+    workers: HowMany = 1,
     device: str = "cpu",
     on_progress: OnProgress | None = None,
 ) -> Critical:
@@ -95,8 +113,9 @@ def measure_critical(
         points: shares of the recipe's run at which branches begin.
         seeds: of weights and order; branches of one seed are paired.
         tolerance: rise of the loss, as a share of it, that does not count.
+        workers: processes to train in, or ``ray``.
         device: as torch names it.
-        on_progress: called after each seed of a point.
+        on_progress: called while the branches go on.
 
     Raises:
         InvalidInputError: batch sizes that do not double or exceed the data, a point outside the
@@ -112,21 +131,7 @@ def measure_critical(
     setting = _Setting(task, facts, asked, evaluated)
     with sole_owner(folder):
         same_question(folder / "question.json", asked, frozenset({"seeds"}))
-        rows: dict[int, list[tuple[float | None, ...]]] = {point: [] for point in asked.points}
-        for done, (seed, point) in enumerate((s, p) for s in range(seeds) for p in asked.points):
-            path = folder / "branches" / f"at{point}-seed{seed}.json"
-            kept = finished(path, Branches)
-            if kept is None:
-                kept = _branches(setting, point, seed)
-                write_record(path, kept)
-            rows[point].append(kept.losses)
-            if on_progress is not None:
-                share = (done + 1) / (seeds * len(asked.points))
-                message = f"seed {seed}, after {point:,} examples"
-                on_progress(
-                    Progress(stage="critical", fraction=share, seconds_left=None, message=message)
-                )
-        found = _summarise(asked, rows)
+        found = _summarise(asked, _run(setting, folder, workers, on_progress))
         write_record(folder / CRITICAL, found)
     return found
 
@@ -172,11 +177,34 @@ def _question(
     )
 
 
-def _branches(setting: _Setting, point: int, seed: int) -> Branches:
-    """Train every branch of one seed from one point."""
+def _run(
+    setting: _Setting, folder: Path, workers: HowMany, on_progress: OnProgress | None
+) -> dict[int, list[tuple[float | None, ...]]]:
+    """Losses by point and seed, measured now or by an earlier call."""
     task, asked = setting.task, setting.asked
-    trunk = trained_trunk(task, point, device=asked.device, seed=seed)
-    return Branches(losses=tuple(_branch_loss(setting, trunk, size) for size in asked.batch_sizes))
+    jobs = [BranchJob(point, seed) for seed in range(asked.seeds) for point in asked.points]
+    board = Board("critical", len(jobs), on_progress)
+    do = partial(_branches, setting)
+    crew = workers_for(workers, do, board, task=task, device=asked.device, folder=folder)
+    with open_ledger(folder / LEDGER) as ledger, crew as hands:
+        done = run_chains(map(once, jobs), Branches, workers=hands, ledger=ledger, board=board)
+        losses = {job.key: found.losses for job, found in done}
+    rows: dict[int, list[tuple[float | None, ...]]] = {point: [] for point in asked.points}
+    for job in jobs:
+        rows[job.point].append(losses[job.key])
+    return rows
+
+
+def _branches(setting: _Setting, job: Job, tell: Tell) -> Branches:
+    """Train every branch of one seed from one point."""
+    assert isinstance(job, BranchJob)
+    task, asked = setting.task, setting.asked
+    trunk = trained_trunk(task, job.point, device=asked.device, seed=job.seed)
+    losses: list[float | None] = []
+    for number, size in enumerate(asked.batch_sizes):
+        tell(number / len(asked.batch_sizes), f"batch {size}")
+        losses.append(_branch_loss(setting, trunk, size))
+    return Branches(losses=tuple(losses))
 
 
 def _branch_loss(setting: _Setting, trunk: Pilot, size: int) -> float | None:

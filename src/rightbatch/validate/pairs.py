@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,22 +12,25 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset
 
 from rightbatch.core.comparison import CompletedRun, SideName
+from rightbatch.core.errors import InvalidInputError
 from rightbatch.core.plan import Plan
-from rightbatch.core.progress import OnProgress, Progress
+from rightbatch.core.progress import OnProgress
 from rightbatch.core.recipe import Target
 from rightbatch.core.run import Evaluation, Outcome, Run
-from rightbatch.core.store import write_record
 from rightbatch.tasks.check import evaluate
 from rightbatch.tasks.task import Task
 from rightbatch.train.loop import train
 from rightbatch.train.normalization import planned_model
-from rightbatch.train.record import Progress as TrainProgress
-from rightbatch.validate.ledger import StudyStoppedError, finished
+from rightbatch.train.record import Progress
+from rightbatch.validate.allowance import Allowance
+from rightbatch.validate.ledger import LEDGER, StudyStoppedError, finished, open_ledger
 from rightbatch.validate.sides import with_target_out_of_reach
+from rightbatch.validate.smoothing import smoothed
+from rightbatch.validate.work import Board, Job, Tell, once, run_chains
+from rightbatch.validate.workers import HowMany, workers_for
 
 GAP_EXAMPLES = 10_000
 """Most training examples that the gap looks at; the same ones for every run."""
-_SIGTERM_EXIT = 143  # 128 + SIGTERM
 SIDES: tuple[SideName, SideName] = ("reference", "candidate")
 
 Inspect = Callable[[nn.Module], dict[str, float]]
@@ -47,66 +50,98 @@ class Study:
     inspect: Inspect | None = None
     """Looks at the final weights of a run, for sharpness."""
     on_progress: OnProgress | None = None
+    sides: tuple[SideName, ...] = SIDES
+    """Those that are run here."""
+    label_smoothing: float = 0.0
+    """Given to the loss of every run."""
+    allowance: Allowance = field(default_factory=Allowance)
+    """For new runs; once it ends, only runs that were finished earlier are left."""
+    workers: HowMany = 1
 
 
-def run_pairs(study: Study) -> Iterator[CompletedRun]:
-    """Yield every run, made now or finished earlier, the two of one seed after each other.
+@dataclass(frozen=True, slots=True)
+class RunJob:
+    """One run to make."""
+
+    side: SideName
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """Its name in the ledger."""
+        return f"{self.side}, seed {self.seed}"
+
+
+def run_pairs(study: Study) -> list[CompletedRun]:
+    """Every run, made now or finished earlier, the two of one seed after each other.
 
     Raises:
-        StudyStoppedError: Ctrl-C or SIGTERM; the run in flight is saved where it stands.
+        StudyStoppedError: Ctrl-C or SIGTERM; the runs in flight are saved where they stand.
     """
-    jobs: list[tuple[int, SideName]] = [(seed, side) for seed in range(study.seeds) for side in SIDES]
-    clock = _Clock(len(jobs), study.on_progress)
-    for done, (seed, name) in enumerate(jobs):
-        folder = study.folder / "runs" / f"{name}-seed{seed}"
-        kept = finished(folder / "result.json", CompletedRun)
-        if kept is None:
-            kept = _run_one(study, name, seed, folder, clock.of(done, f"{name}, seed {seed}"))
-            write_record(folder / "result.json", kept)
-        yield kept
+    jobs = [RunJob(side, seed) for seed in range(study.seeds) for side in study.sides]
+    board = Board("validate", len(jobs), study.on_progress)
+    folder = study.folder.absolute()  # as every process sees it
+    alone = replace(study, folder=folder, on_progress=None, allowance=Allowance())
+    crew = workers_for(
+        study.workers,
+        partial(_run_one, alone),
+        board,
+        task=study.task,
+        device=study.device,
+        folder=study.folder,
+    )
+    with open_ledger(study.folder / LEDGER) as ledger, crew as workers:
+        done = run_chains(
+            map(once, jobs),
+            CompletedRun,
+            workers=workers,
+            ledger=ledger,
+            board=board,
+            may_start=study.allowance.take,
+        )
+        runs = {job.key: run for job, run in done}
+    return [runs[job.key] for job in jobs if job.key in runs]
 
 
-def _run_one(
-    study: Study,
-    name: SideName,
-    seed: int,
-    folder: Path,
-    on_progress: Callable[[TrainProgress], None] | None,
-) -> CompletedRun:
+def _run_one(study: Study, job: Job, tell: Tell) -> CompletedRun:
     """Train one run to its end and look at what came out.
 
     Raises:
+        InvalidInputError: the study's folder is not on this machine.
         StudyStoppedError: it was stopped.
     """
-    task = study.task
-    plan = study.candidate if name == "candidate" else study.reference
+    assert isinstance(job, RunJob)
+    if not study.folder.is_dir():
+        found, hint = f"no folder {study.folder} where a worker runs", "--out on a shared disk"
+        raise InvalidInputError(found, need="a disk that every worker sees", hint=hint)
+    task = smoothed(study.task, study.label_smoothing)
+    plan = study.candidate if job.side == "candidate" else study.reference
+    folder = study.folder / "runs" / f"{job.side}-seed{job.seed}"
+
+    def show(progress: Progress) -> None:
+        tell(progress.examples / progress.total_examples, f"loss {progress.loss:.4g}")
+
     run = finished(folder / "outcome.json", Run)
     if run is None or run.outcome.can_resume:
         run = train(
             task,
             with_target_out_of_reach(plan, study.target),
             folder,
-            seed,
+            job.seed,
             device=study.device,
-            on_progress=on_progress,
+            on_progress=show,
             resume=(folder / "start.json").exists(),
         )
     if run.outcome.can_resume:
-        found = f"stopped by {'SIGTERM' if run.outcome is Outcome.TERMINATED else 'Ctrl-C'}"
-        error = StudyStoppedError(
-            f"{found} in {folder.name}",
-            need="time for the runs that are left",
-            hint=f"give the same command again: {study.folder} keeps every run, also this one",
-        )
-        if run.outcome is Outcome.TERMINATED:
-            error.exit_code = _SIGTERM_EXIT
-        raise error
+        terminated = run.outcome is Outcome.TERMINATED
+        stopped = StudyStoppedError.at(f"in {folder.name}", study.folder, terminated=terminated)
+        raise stopped
     ended = run.outcome is not Outcome.DIVERGED and bool(run.metrics)
     model = _final_model(task, plan, folder, study.device) if ended else None
     reached = _first_reached(run.evaluations, study.target)
     return CompletedRun(
-        side=name,
-        seed=seed,
+        side=job.side,
+        seed=job.seed,
         outcome=run.outcome,
         message=run.message,
         examples=run.examples,
@@ -161,30 +196,3 @@ def _first_reached(
         before.examples + share * (now.examples - before.examples),
         before.seconds + share * (now.seconds - before.seconds),
     )
-
-
-class _Clock:
-    """How far all runs together are, and how long the rest may take at the pace so far."""
-
-    def __init__(self, num_jobs: int, on_progress: OnProgress | None) -> None:
-        self._num_jobs, self._on_progress = num_jobs, on_progress
-        self._begun = time.monotonic()
-        self._first: float | None = None  # what an earlier call had done took no time of this one
-
-    def of(self, done: int, label: str) -> Callable[[TrainProgress], None] | None:
-        """What one run reports to."""
-        if self._on_progress is None:
-            return None
-        tell = self._on_progress
-
-        def show(progress: TrainProgress) -> None:
-            share = (done + progress.examples / progress.total_examples) / self._num_jobs
-            if self._first is None:
-                self._first = share
-            passed = time.monotonic() - self._begun
-            fresh = share - self._first
-            left = passed * (1 - share) / fresh if fresh > 0 else None
-            message = f"{label}, loss {progress.loss:.4g}"
-            tell(Progress(stage="validate", fraction=share, seconds_left=left, message=message))
-
-        return show

@@ -22,9 +22,11 @@ from rightbatch.tasks.check import check_task, evaluate
 from rightbatch.tasks.task import Task
 from rightbatch.train.check import check_plan
 from rightbatch.train.loop import train
+from rightbatch.validate.allowance import Allowance
 from rightbatch.validate.compare import compare, metric_to_judge
 from rightbatch.validate.ledger import finished, same_question, sole_owner
 from rightbatch.validate.pairs import Inspect, Study, run_pairs
+from rightbatch.validate.remedy_session import try_remedies
 from rightbatch.validate.sides import (
     batch_side,
     count_updates,
@@ -35,6 +37,7 @@ from rightbatch.validate.sides import (
     with_updates,
 )
 from rightbatch.validate.statistics import check_design
+from rightbatch.validate.workers import HowMany
 
 COMPARISON, QUESTION, SIDES = "comparison.json", "question.json", "sides.json"
 _TIMED_SECONDS = 1.0
@@ -78,6 +81,10 @@ def validate(  # noqa: PLR0913 - what is compared, and then how
     matched_by: Matching = "examples",
     tune_seconds: float | None = None,
     sharpness: bool = False,
+    remedy: bool = False,
+    budget_runs: int | None = None,
+    budget_seconds: float | None = None,
+    workers: HowMany = 1,
     device: str = "cpu",
     on_progress: OnProgress | None = None,
 ) -> Comparison:
@@ -93,6 +100,10 @@ def validate(  # noqa: PLR0913 - what is compared, and then how
         matched_by: what the candidate gets as much of as the reference.
         tune_seconds: time for each side to try learning rates around its own; None tries none.
         sharpness: measure the curvature at the end of each run.
+        remedy: where the candidate is worse, or that is undecided, try what may help it.
+        budget_runs: new runs that this call may start; None makes all of them.
+        budget_seconds: after which this call starts no new run.
+        workers: processes to train in, or ``ray``.
         device: as torch names it.
         on_progress: called while the runs go on.
 
@@ -103,6 +114,7 @@ def validate(  # noqa: PLR0913 - what is compared, and then how
         StudyStoppedError: stopped from outside; what was run is kept.
     """
     check_design(seeds, margin)
+    allowance = Allowance(budget_runs, budget_seconds)
     if task.valid_data is None:
         found, hint = "no valid_data", "give the task validation data"
         raise InvalidTaskError(found, need="data that no run has trained on", hint=hint)
@@ -140,6 +152,8 @@ def validate(  # noqa: PLR0913 - what is compared, and then how
             folder=folder,
             inspect=_inspection(task, device) if sharpness else None,
             on_progress=on_progress,
+            allowance=allowance,
+            workers=workers,
         )
         runs: list[CompletedRun] = [*run_pairs(study)]
         comparison = compare(
@@ -153,7 +167,10 @@ def validate(  # noqa: PLR0913 - what is compared, and then how
             margin=margin,
             num_valid_examples=task.num_valid_examples,
             runs=runs,
+            seeds_asked=seeds,
         )
+        if remedy and comparison.verdict in {"worse", "undecided"} and not comparison.unfinished_runs:
+            comparison = try_remedies(study, facts, comparison, matched_by=matched_by)
         write_record(folder / COMPARISON, comparison)
     return comparison
 

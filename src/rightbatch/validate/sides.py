@@ -8,8 +8,8 @@ from typing import Any
 from rightbatch.core.comparison import Side
 from rightbatch.core.errors import InvalidInputError
 from rightbatch.core.facts import TaskFacts
-from rightbatch.core.plan import Plan
-from rightbatch.core.recipe import Recipe, Target
+from rightbatch.core.plan import Decision, Plan
+from rightbatch.core.recipe import Constants, Recipe, Target
 from rightbatch.core.units import format_number
 from rightbatch.plan.scaling import Move, move_constants, with_defaults
 
@@ -34,14 +34,25 @@ def batch_side(facts: TaskFacts, batch_size: int) -> Side:
     if not 1 <= batch_size <= facts.num_train_examples:
         found = f"batch {batch_size} with {facts.num_train_examples:,} training examples"
         raise InvalidInputError(found, need="a batch no larger than the data", hint="choose another")
-    recipe = facts.recipe
-    ratio = batch_size / recipe.batch_size
-    if ratio == 1:
-        return recipe_side(facts.name, recipe)
-    move = Move(ratio=ratio, family=facts.optimizer_family, optimizer_class=facts.optimizer_class)
+    if batch_size == facts.recipe.batch_size:
+        return recipe_side(facts.name, facts.recipe)
+    moved, rate = moved_constants(facts.recipe, facts, batch_size)
+    plan = Plan.from_recipe(facts.recipe, facts.name, global_batch_size=batch_size, **moved)
+    rule = f"{rate.rule} [{rate.source}]: {rate.reason}"
+    return Side(name=f"batch {batch_size}", plan=plan, rate_from=rule)
+
+
+def moved_constants(
+    recipe: Recipe, facts: TaskFacts, batch_size: int
+) -> tuple[dict[str, Any], Decision]:
+    """Fields of a plan that move with the batch, and the decision on its learning rate."""
+    move = Move(
+        ratio=batch_size / recipe.batch_size,
+        family=facts.optimizer_family,
+        optimizer_class=facts.optimizer_class,
+    )
     decisions = [*move_constants(with_defaults(recipe, facts.optimizer_class), recipe.lr, move)]
     values = {decision.name: decision.value for decision in decisions}
-    rate = decisions[0]
     changes: dict[str, Any] = {
         name: values[name]
         for name in ("learning_rate", "eps", "weight_decay", "ema_decay")
@@ -49,9 +60,25 @@ def batch_side(facts: TaskFacts, batch_size: int) -> Side:
     }
     if "beta1" in values:
         changes["betas"] = (values["beta1"], values["beta2"])
-    plan = Plan.from_recipe(recipe, facts.name, global_batch_size=batch_size, **changes)
-    rule = f"{rate.rule} [{rate.source}]: {rate.reason}"
-    return Side(name=f"batch {batch_size}", plan=plan, rate_from=rule)
+    return changes, decisions[0]
+
+
+def as_recipe(plan: Plan) -> Recipe:
+    """The constants, rate and batch of a plan, to be moved to another batch."""
+    shared = {name: getattr(plan, name) for name in Constants.model_fields}
+    return Recipe(lr=plan.learning_rate, batch_size=plan.global_batch_size, **shared)
+
+
+def at_batch(plan: Plan, facts: TaskFacts, batch_size: int) -> Plan:
+    """A plan at about another batch, as its split allows, its constants moved; epochs are kept."""
+    group = plan.micro_batch_size * plan.num_replicas
+    steps = max(1, round(batch_size / group))
+    micro = plan.micro_batch_size if batch_size >= group else batch_size // plan.num_replicas
+    size = max(1, micro) * steps * plan.num_replicas
+    moved, _ = moved_constants(as_recipe(plan), facts, size)
+    return plan.replace(
+        global_batch_size=size, micro_batch_size=max(1, micro), accumulation_steps=steps, **moved
+    )
 
 
 def with_examples(plan: Plan, facts: TaskFacts, like: Plan) -> Plan:

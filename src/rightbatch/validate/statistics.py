@@ -113,15 +113,65 @@ def more_seeds(differences: Sequence[float], margin: float, step: float = 0.0) -
     >>> more_seeds([0.011, 0.001, 0.009], 0.005)
     2
     """
+    mean = abs(math.fsum(differences) / max(len(differences), 1))
+    return seeds_until(max(mean, margin - mean), differences, step=step)
+
+
+def seeds_until(
+    distance: float, differences: Sequence[float], level: float = LEVEL, step: float = 0.0
+) -> int | None:
+    """Further seeds until half the interval is less than a distance; None beyond 100.
+
+    Args:
+        distance: from the mean to what it is to be told from.
+        differences: one per seed so far, whose spread is taken to stay.
+        level: two-sided.
+        step: in which the metric moves.
+    """
     n = len(differences)
     if n < 2:
         return None
-    mean, sd = abs(math.fsum(differences) / n), _spread(differences, step)
+    spread = _spread(differences, step)
     for wanted in range(n, n + MOST_SEEDS + 1):
-        half = t_quantile(0.5 + LEVEL / 2, wanted - 1) * sd / math.sqrt(wanted)
-        if half < max(mean, margin - mean):
+        if t_quantile(0.5 + level / 2, wanted - 1) * spread / math.sqrt(wanted) < distance:
             return wanted - n
     return None
+
+
+def share_closed(
+    after: Sequence[float], before: Sequence[float], level: float = LEVEL, step: float = 0.0
+) -> Difference | None:
+    """1 - mean(after) / mean(before), with Fieller's interval over pairs; None where before is 0.
+
+    The interval holds every share r for which the mean of after - (1 - r) before cannot be told from
+    0 (Fieller 1954). It is open where the gap before cannot be told from 0 itself.
+
+    Args:
+        after: differences to the reference that are left, one per seed.
+        before: differences that there were, for the same seeds.
+        level: two-sided.
+        step: in which the metric moves.
+
+    >>> share_closed([-0.01, -0.012], [-0.04, -0.048]).value
+    0.75
+    """
+    n, left, gap = len(after), math.fsum(after) / len(after), math.fsum(before) / len(before)
+    if gap == 0:
+        return None
+    value = 1 - left / gap
+    if n < 2:
+        return Difference(value=value, low=None, high=None, num_pairs=n)
+    covariance = np.cov(np.array([after, before], float), ddof=1)
+    floor = step**2 / 6  # hidden by rounding, as in paired_difference
+    scale = t_quantile(0.5 + level / 2, n - 1) ** 2 / n
+    square = gap**2 - scale * max(float(covariance[1, 1]), floor)
+    if square <= 0:
+        return Difference(value=value, low=None, high=None, num_pairs=n)
+    cross = left * gap - scale * float(covariance[0, 1])
+    constant = left**2 - scale * max(float(covariance[0, 0]), floor)
+    root = math.sqrt(max(cross**2 - square * constant, 0.0))
+    low, high = 1 - (cross + root) / square, 1 - (cross - root) / square
+    return Difference(value=value, low=low, high=high, num_pairs=n)
 
 
 class Cost(NamedTuple):

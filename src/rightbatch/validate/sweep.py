@@ -2,36 +2,38 @@
 
 Rates are constant along a run, so that the steps to the target do not depend on where a schedule was
 meant to end. Each batch size finds its own best rate: half, once and twice the rule's, and one beyond
-where the outermost is best. A run is given up after twice the examples that the best rate of its batch
+while the outermost is best. A run is given up after twice the examples that the best rate of its batch
 and seed needed, and counts as censored.
 """
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch.utils.data import DataLoader, Subset
 
 from rightbatch.core.errors import InvalidTaskError
 from rightbatch.core.facts import TaskFacts
-from rightbatch.core.progress import OnProgress, Progress
+from rightbatch.core.progress import OnProgress
 from rightbatch.core.recipe import Target
-from rightbatch.core.store import write_record
 from rightbatch.core.sweep import Arm, ArmOutcome
 from rightbatch.fit.hyperbola import Steps
 from rightbatch.measure.pilot import Pilot
 from rightbatch.tasks.check import evaluate
 from rightbatch.tasks.task import Task
 from rightbatch.validate.branching import branch, plan_for
-from rightbatch.validate.ledger import finished
+from rightbatch.validate.ledger import LEDGER, open_ledger
+from rightbatch.validate.work import Board, Chain, Job, Tell, run_chains
+from rightbatch.validate.workers import HowMany, workers_for
 
-FACTORS = (1.0, 0.5, 2.0)
-MOST_RATES = 6
+FEWEST_RATES = 3
+MORE_RATES = 3
+"""At most, beyond those that every batch size tries."""
 AS_GOOD = 1.05
 """Steps over the fewest up to which a rate on the edge asks for one beyond."""
 HOPELESS = 2.0
@@ -50,52 +52,78 @@ class SweepStudy:
     facts: TaskFacts
     target: Target
     batch_sizes: tuple[int, ...]
+    rates: int
+    """That every batch size tries: the rule's, and as many doublings as halvings of it."""
     seeds: int
     most_examples: int
     device: str
     folder: Path
-    on_progress: OnProgress | None = None
 
 
-def run_sweep(study: SweepStudy) -> list[Arm]:
-    """Every run of the sweep, made now or finished earlier."""
-    arms: list[Arm] = []
-    sizes = study.batch_sizes
-    begun = time.monotonic()
-    for place, size in enumerate(sizes):
-        for done, arm in enumerate(_run_batch(study, size), start=1):
-            arms.append(arm)
-            if study.on_progress is not None:
-                share = min((place + done / (len(FACTORS) + 1) / study.seeds) / len(sizes), 1.0)
-                left = (time.monotonic() - begun) * (1 / share - 1)
-                message = f"batch {size}, {arm.factor:g} x the rate, seed {arm.seed}: {arm.outcome}"
-                study.on_progress(
-                    Progress(stage="sweep", fraction=share, seconds_left=left, message=message)
-                )
-    return arms
+@dataclass(frozen=True, slots=True)
+class ArmJob:
+    """One run to make."""
+
+    batch_size: int
+    factor: float
+    seed: int
+    most_updates: float
+    """After which it is hopeless."""
+
+    @property
+    def key(self) -> str:
+        """Its name in the ledger."""
+        return f"batch {self.batch_size}, {self.factor:g} x the rate, seed {self.seed}"
 
 
-def _run_batch(study: SweepStudy, size: int) -> Iterator[Arm]:
-    """All runs of one batch size: the first seed finds which rates matter, the others repeat them."""
-    factors = [*FACTORS]
+def run_sweep(
+    study: SweepStudy, *, workers: HowMany = 1, on_progress: OnProgress | None = None
+) -> list[Arm]:
+    """Every run of the sweep, made now or finished earlier, by batch size, seed and rate."""
+    board = Board("sweep", len(study.batch_sizes) * study.seeds * (study.rates + 1), on_progress)
+    chains = [_first_seed(study, size, board) for size in study.batch_sizes]
+    crew = workers_for(
+        workers,
+        partial(_train_arm, study),
+        board,
+        task=study.task,
+        device=study.device,
+        folder=study.folder,
+    )
+    with open_ledger(study.folder / LEDGER) as ledger, crew as hands:
+        arms = [arm for _, arm in run_chains(chains, Arm, workers=hands, ledger=ledger, board=board)]
+    return sorted(arms, key=lambda arm: (arm.batch_size, arm.seed, arm.factor))
+
+
+def _first_seed(study: SweepStudy, size: int, board: Board) -> Chain:
+    """Find out with one seed which rates matter; the others then repeat them."""
+    factors = [1.0]
+    for n in range(1, 1 + study.rates // 2):
+        factors += [0.5**n, 2.0**n]
     updates: dict[float, float] = {}
     at = 0
     while at < len(factors):
-        factor = factors[at]
-        arm = _arm(study, size, factor, 0, min(updates.values(), default=math.inf))
-        updates[factor] = arm.updates if arm.outcome == "reached" else math.inf
-        yield arm
+        hopeless = HOPELESS * min(updates.values(), default=math.inf)
+        arm = cast(Arm, (yield ArmJob(size, factors[at], 0, hopeless)))
+        updates[factors[at]] = _reached_after(arm)
         at += 1
-        if at == len(factors) and len(factors) < MOST_RATES:
+        if at == len(factors) and len(factors) < study.rates + MORE_RATES:
             factors += _beyond(updates)
-    order = sorted(factors, key=updates.__getitem__)
-    for seed in range(1, study.seeds):
-        shortest = math.inf
-        for factor in order:
-            arm = _arm(study, size, factor, seed, shortest)
-            if arm.outcome == "reached":
-                shortest = min(shortest, arm.updates)
-            yield arm
+    board.expected += study.seeds * (len(factors) - study.rates - 1)
+    best_first = sorted(factors, key=updates.__getitem__)
+    return [_other_seed(size, best_first, seed) for seed in range(1, study.seeds)]
+
+
+def _other_seed(size: int, factors: Sequence[float], seed: int) -> Chain:
+    shortest = math.inf
+    for factor in factors:
+        arm = cast(Arm, (yield ArmJob(size, factor, seed, HOPELESS * shortest)))
+        shortest = min(shortest, _reached_after(arm))
+    return []
+
+
+def _reached_after(arm: Arm) -> float:
+    return arm.updates if arm.outcome == "reached" else math.inf
 
 
 def _beyond(updates: dict[float, float]) -> list[float]:
@@ -109,25 +137,18 @@ def _beyond(updates: dict[float, float]) -> list[float]:
     return [0.5 * low] if updates[low] <= good else []
 
 
-def _arm(study: SweepStudy, size: int, factor: float, seed: int, shortest: float) -> Arm:
-    path = study.folder / "arms" / f"batch{size}-rate{factor:g}-seed{seed}.json"
-    kept = finished(path, Arm)
-    if kept is None:
-        kept = _train_arm(study, size, factor, seed, HOPELESS * shortest)
-        write_record(path, kept)
-    return kept
-
-
-def _train_arm(study: SweepStudy, size: int, factor: float, seed: int, most_updates: float) -> Arm:
-    task, target = study.task, study.target
+def _train_arm(study: SweepStudy, job: Job, tell: Tell) -> Arm:
+    assert isinstance(job, ArmJob)
+    task, target, size = study.task, study.target, job.batch_size
     plan = plan_for(study.facts, size)
-    run = branch(Pilot(task, study.device, seed, study.most_examples), plan, factor)
+    run = branch(Pilot(task, study.device, job.seed, study.most_examples), plan, job.factor)
     every = max(1, round(study.most_examples / EVALUATIONS / size))
     validation = _validation(task)
     updates, before = 0, _metric(study, run.model, validation)
     outcome: ArmOutcome = "censored"
     reached = 0.0
-    while updates * size < study.most_examples and updates < most_updates:
+    most_updates = min(job.most_updates, math.ceil(study.most_examples / size))
+    while updates < most_updates:
         run.train(every * size)
         updates += every
         if run.diverged:
@@ -139,11 +160,12 @@ def _train_arm(study: SweepStudy, size: int, factor: float, seed: int, most_upda
             outcome, reached = "reached", updates - every + min(max(share, 0.0), 1.0) * every
             break
         before, reached = now, float(updates)
+        tell(min(updates / most_updates, 1.0), f"{target.metric} {now:.4g}")
     return Arm(
         batch_size=size,
-        factor=factor,
-        learning_rate=factor * plan.learning_rate,
-        seed=seed,
+        factor=job.factor,
+        learning_rate=job.factor * plan.learning_rate,
+        seed=job.seed,
         outcome=outcome,
         updates=max(reached, 1.0),
         value=None if outcome == "diverged" else before,
@@ -173,5 +195,5 @@ def steps_of(arms: Sequence[Arm]) -> Steps:
     found: dict[int, dict[float, list[float]]] = {}
     for arm in arms:
         rates = found.setdefault(arm.batch_size, {}).setdefault(arm.factor, [])
-        rates.append(arm.updates if arm.outcome == "reached" else math.inf)
+        rates.append(_reached_after(arm))
     return found

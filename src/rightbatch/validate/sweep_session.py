@@ -29,7 +29,8 @@ from rightbatch.measure.session import measure
 from rightbatch.tasks.check import check_task
 from rightbatch.tasks.task import Task
 from rightbatch.validate.ledger import same_question, sole_owner
-from rightbatch.validate.sweep import SweepStudy, run_sweep, steps_of
+from rightbatch.validate.sweep import FEWEST_RATES, SweepStudy, run_sweep, steps_of
+from rightbatch.validate.workers import HowMany
 
 SWEEP = "sweep.json"
 LENGTHS = 2.0
@@ -44,18 +45,21 @@ class SweepQuestion(Record):
     fingerprint: str
     target: Target
     batch_sizes: tuple[int, ...]
+    rates: int
     seeds: int
     most_examples: int
     device: str
 
 
-def sweep(
+def sweep(  # noqa: PLR0913 - what is swept, and then how
     task: Task,
     batch_sizes: Sequence[int],
     *,
     out: Path | str,
+    rates: int = FEWEST_RATES,
     seeds: int = 3,
     noise_seconds: float = 20.0,
+    workers: HowMany = 1,
     device: str = "cpu",
     on_progress: OnProgress | None = None,
 ) -> Sweep:
@@ -65,16 +69,19 @@ def sweep(
         task: what ``load_task`` gave; it needs a target.
         batch_sizes: to sweep.
         out: folder of the sweep.
+        rates: odd; each batch size tries at least so many, a factor 2 apart, the rule's in the middle.
         seeds: of initial weights and order.
         noise_seconds: to measure the noise scale beside it; 0 leaves it out.
+        workers: processes to train in, or ``ray``; the same runs are made by any number of them.
         device: as torch names it.
-        on_progress: called after every run.
+        on_progress: called while the runs go on.
 
     Raises:
         InvalidTaskError: the task has no target.
-        InvalidInputError: a batch larger than the data, fewer than 3 of them, no seed, or a folder
-            that was begun with another question.
+        InvalidInputError: a batch larger than the data, fewer than 3 of them, an even number of
+            rates, no seed, or a folder that was begun with another question.
         MeasurementError: the runs do not carry a fit.
+        StudyStoppedError: stopped from outside; finished runs are kept.
     """
     if task.target is None:
         found, hint = "no target", 'give the task one: target=rb.Target("accuracy", 0.97)'
@@ -85,12 +92,16 @@ def sweep(
         found = f"batch sizes {', '.join(map(str, sizes))} and {seeds} seed(s)"
         need = f"3 batch sizes or more, from 1 to the {total:,} training examples, and a seed"
         raise InvalidInputError(found, need=need, hint="--sweep 8:512 --seeds 3")
+    if rates < FEWEST_RATES or rates % 2 == 0:
+        found, need = f"{rates} rates", "an odd number, 3 or more: as many above the rule's as below it"
+        raise InvalidInputError(found, need=need, hint="--rates 5")
     whole = facts.recipe.total_examples(facts.recipe.batch_size, total)
     asked = SweepQuestion(
         task=task.name,
         fingerprint=facts.fingerprint,
         target=task.target,
         batch_sizes=tuple(sizes),
+        rates=rates,
         seeds=seeds,
         most_examples=round(LENGTHS * whole),
         device=device,
@@ -105,13 +116,14 @@ def sweep(
             facts=facts,
             target=task.target,
             batch_sizes=asked.batch_sizes,
+            rates=rates,
             seeds=seeds,
             most_examples=asked.most_examples,
             device=device,
             folder=folder,
-            on_progress=on_progress,
         )
-        found = summarise(run_sweep(study), asked, noise=noise, predicted=predicted)
+        arms = run_sweep(study, workers=workers, on_progress=on_progress)
+        found = summarise(arms, asked, noise=noise, predicted=predicted)
         write_record(folder / SWEEP, found)
     return found
 

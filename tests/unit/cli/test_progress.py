@@ -42,22 +42,36 @@ def test_a_measurement_shows_what_how_far_and_how_long_still(
     assert all(text in terminal.getvalue() for text in ("25%", "round [3]", "45 s left"))
 
 
-def test_a_run_shows_loss_speed_and_its_latest_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+EVALUATED = TrainProgress(
+    examples=500,
+    total_examples=1000,
+    updates=5,
+    loss=0.123456,
+    learning_rate=0.1,
+    batch_size=32,
+    seconds=2.0,
+    seconds_left=723.0,
+    metrics={"accuracy": 0.9, "loss": 0.25},
+)
+
+
+def test_a_narrow_terminal_loses_the_metrics_first(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = fake_terminal(monkeypatch)
-    evaluated = TrainProgress(
-        examples=500,
-        total_examples=1000,
-        updates=5,
-        loss=0.123456,
-        learning_rate=0.1,
-        batch_size=32,
-        seconds=2.0,
-        seconds_left=2.0,
-        metrics={"accuracy": 0.9},
-    )
+    monkeypatch.setenv("COLUMNS", "80")
     with train_bar() as on_progress:
         assert on_progress is not None
-        on_progress(evaluated)
+        on_progress(EVALUATED)
     text = terminal.getvalue()
-    shown = ("50%", "loss 0.1235", "accuracy 0.9", "batch 32, rate 0.1", "250 examples/s", "2 s left")
+    shown = ("50%", "12 min 3 s left", "250 examples/s", "loss 0.1235", "batch 32, rate 0.1")
+    assert all(part in text for part in shown)
+    assert "accuracy" not in text
+
+
+def test_a_run_shows_loss_speed_and_its_latest_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = fake_terminal(monkeypatch)
+    with train_bar() as on_progress:
+        assert on_progress is not None
+        on_progress(EVALUATED)
+    text = terminal.getvalue()
+    shown = ("loss 0.1235", "batch 32, rate 0.1", "evaluated accuracy 0.9, loss 0.25", "3 s left")
     assert all(part in text for part in shown)

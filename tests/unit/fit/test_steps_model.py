@@ -133,3 +133,11 @@ def test_gains_of_an_undecided_scale_reach_the_limit_of_an_infinite_one() -> Non
 def test_batches_around_a_small_one_are_whole() -> None:
     assert batches_around(1) == [1, 2, 4, 8]
     assert batches_around(32) == [4, 8, 16, 32, 64, 128, 256]
+
+
+@pytest.mark.parametrize("value", [0.0, -3.0, 0.4])
+def test_a_noise_scale_below_one_example_is_not_told_from_one(value: float) -> None:
+    model = fit_steps(noise(value, value - 1, value + 1), "sgd", preconditioned=False)
+    one = fit_steps(noise(1.0, 1.0, max(value + 1, 1.0)), "sgd", preconditioned=False)
+    assert model.critical_batch_size == one.critical_batch_size
+    assert (model.low, model.high) == (one.low, one.high)

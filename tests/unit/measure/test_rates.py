@@ -3,10 +3,11 @@ import torch
 
 from rightbatch.core.errors import InvalidInputError
 from rightbatch.core.plan import Plan
+from rightbatch.fit.stability import STANDING_STILL, find_stability
 from rightbatch.measure import rates
 from rightbatch.measure.branches import fork, trained_trunk
 from rightbatch.measure.budget import Budget
-from rightbatch.measure.rates import measure_rates
+from rightbatch.measure.rates import measure_rates, measure_stability
 from tiny import task as tiny_task
 
 
@@ -68,3 +69,25 @@ def test_every_surviving_rate_gets_the_same_effort() -> None:
     lengths = sorted(len(trial.losses) for trial in last.trials)
     assert lengths[0] == rates.FIRST_RUNG
     assert set(lengths[1:]) == {rates.WINDOWS}
+
+
+def test_the_check_pairs_the_planned_rate_with_weights_that_stand_still() -> None:
+    calm = plan(optimizer="sgd")
+    *_, last = measure_stability(tiny_task(), calm, device="cpu", seed=0, budget=Budget(seconds=5))
+    still, trial = last.trials
+    assert (still.learning_rate, trial.learning_rate) == (STANDING_STILL, calm.learning_rate)
+    assert len(still.losses) == len(trial.losses) == rates.WINDOWS
+    assert still.losses[0] == pytest.approx(trial.losses[0], rel=0.2)
+    found = find_stability([last], calm.global_batch_size, calm.learning_rate)
+    assert found is not None
+    assert found.is_stable
+    assert found.updates <= rates.WINDOWS * rates.CHECK_UPDATES
+
+
+@pytest.mark.parametrize("rate", [1e6, 1.2])  # beyond 2 / curvature, far and a little
+def test_a_rate_that_does_not_train_is_found_out(rate: float) -> None:
+    wild = plan(learning_rate=rate, optimizer="sgd")
+    *_, last = measure_stability(tiny_task(), wild, device="cpu", seed=0, budget=Budget(seconds=5))
+    found = find_stability([last], wild.global_batch_size, rate)
+    assert found is not None
+    assert not found.is_stable

@@ -74,3 +74,8 @@ def test_an_assumed_bandwidth_is_a_doubt_and_a_given_one_is_none() -> None:
 
     assert "bandwidth" in names()
     assert "bandwidth" not in names(bandwidth_bytes_per_second=1e10)
+
+
+def test_the_calibration_is_resolved_by_measuring_the_critical_batch_size() -> None:
+    doubt = next(doubt for doubt in plan().doubts if doubt.name == "calibration")
+    assert "`rightbatch critical known.py`" in doubt.measure

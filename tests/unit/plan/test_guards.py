@@ -9,6 +9,7 @@ import known
 from rightbatch.core.plan import Candidate, Interval
 from rightbatch.core.sources import SOURCES
 from rightbatch.fit.models import fit_models
+from rightbatch.fit.stability import Stability
 from rightbatch.plan import guards
 from rightbatch.plan.guards import GUARDS, Situation, find_guards
 
@@ -44,7 +45,10 @@ def situation(laws: known.Laws | None = None, **changes: Any) -> Situation:
         "steps": models.steps,
         "objective": "time",
         "num_updates": 1000,
-        "rate_ratio": 2.0,
+        "environment": known.environment(),
+        "rate": 0.1,
+        "stability": None,
+        "is_derived": False,
         "largest_micro_that_fits": 4096,
         "usable_bytes": 2**20,
         "positives_per_example": None,
@@ -134,7 +138,7 @@ def test_a_batch_of_much_of_the_data_is_named() -> None:
 
 
 def test_fine_tuning_speaks_of_the_distance() -> None:
-    of = situation(fine_tuning=True)  # twice the rate, half the updates
+    of = situation(fine_tuning=True, rate=0.2)  # twice the rate, half the updates
     assert "rate x updates is 1.00 x today's" in text(guards.fine_tuning, of)
     far = dataclasses.replace(of, chosen=candidate(micro=32))
     assert "2.00 x today's" in text(guards.fine_tuning, far)
@@ -158,3 +162,60 @@ def test_an_optimizer_without_a_rule_is_named() -> None:
 @pytest.mark.parametrize("guard", GUARDS, ids=lambda guard: guard.__name__)
 def test_a_guard_says_when_it_speaks(guard: Any) -> None:
     assert guard.__doc__.startswith("Speaks ")
+
+
+def tried(**changes: Any) -> Stability:
+    values: dict[str, Any] = {
+        "learning_rate": 0.2,
+        "updates": 40,
+        "examples_seen": 1000,
+        "before": 0.31,
+        "after": 0.28,
+        "change": (-0.15, -0.03),
+        "diverged": False,
+    }
+    return Stability(**(values | changes))
+
+
+def test_a_rate_that_rises_untried_is_called_assumed_with_the_command_that_tries_it() -> None:
+    of = situation(rate=0.2)
+    found = guards.stability(of)
+    assert found is not None
+    assert found.evidence == "assumed"
+    assert "2.00 x today's" in text(guards.stability, of)
+    assert "`rightbatch plan known.py --check-lr`" in text(guards.stability, of)
+    assert guards.stability(situation(rate=0.1)) is None
+    assert guards.stability(situation(rate=0.05)) is None
+
+
+def test_a_rate_that_was_tried_speaks_with_its_losses() -> None:
+    of = situation(rate=0.2, stability=tried())
+    found = guards.stability(of)
+    assert found is not None
+    assert found.evidence == "measured"
+    assert "40 updates at 0.2" in found.text
+    assert "loss 0.31 -> 0.28" in found.text
+    assert found.text.startswith("Stable, measured")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"change": (0.1, 0.3), "after": 0.51}, "loss 0.31 -> 0.51"),
+        ({"diverged": True, "after": float("inf")}, "ceased to be finite"),
+    ],
+)
+def test_a_rate_that_is_unstable_is_said_to_be_so(changes: dict[str, Any], says: str) -> None:
+    spoken = text(guards.stability, situation(stability=tried(**changes)))
+    assert spoken.startswith("Unstable, measured")
+    assert says in spoken
+    assert "--tune-lr" in spoken
+
+
+def test_a_coarser_type_speaks_of_the_accuracy_that_no_time_shows() -> None:
+    coarse = candidate(precision="bf16")
+    assert "rightbatch validate" in text(guards.lower_precision, situation(chosen=coarse))
+    recipe = known.facts().recipe.replace(precision="bf16")
+    half = known.facts(recipe=recipe)
+    assert guards.lower_precision(situation(chosen=coarse, facts=half)) is None
+    assert guards.lower_precision(situation(facts=half)) is None

@@ -226,6 +226,10 @@ def test_traced_tensors_pass_through() -> None:
         (lambda z, y: cross_entropy(z, y, normaliser="mean"), r"normaliser 'mean'"),  # type: ignore[arg-type]
         (lambda z, y: logit_adjusted_loss(z, y, prior=(0.5, 0.5, 0.0)), r"prior 0\.5, 0\.5, 0; need 3"),
         (lambda z, y: logit_adjusted_loss(z, y, prior=(0.5, 0.3, 0.3)), r"which add to 1"),
+        (
+            lambda z, y: logit_adjusted_loss(z, y, prior=(0.5, 0.3, 0.2), tau=math.nan),
+            r"tau = nan; need a finite number",
+        ),
     ],
 )
 def test_bad_input_says_what_was_found(call: Callable[[Tensor, Tensor], Loss], message: str) -> None:

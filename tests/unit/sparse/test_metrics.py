@@ -72,6 +72,7 @@ YES, NO = np.array([True, False]), np.array([False, False])
         (lambda: average_precision(np.zeros(2), ~NO), "2 positives among 2"),
         (lambda: top_k_precision(np.array([np.nan, 0.0]), YES), "1 scores that are nan"),
         (lambda: average_precision(np.zeros(3), YES), r"scores \[3\] and positives \[2\]"),
+        (lambda: average_precision(np.zeros(3), np.array([0, 1, 2])), r"values \[0 1 2\]"),
         (lambda: calibration(np.array([0.0, 1.5]), YES), r"values 0 to 1\.5"),
         (lambda: calibration(np.array([0.0, 1.0]), YES, num_bins=1), "1 bins"),
     ],

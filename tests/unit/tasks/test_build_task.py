@@ -6,7 +6,8 @@ from typing import Any, NamedTuple, cast
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 import tiny
 from rightbatch.core.errors import InvalidInputError, InvalidTaskError
@@ -218,3 +219,28 @@ def test_bf16_is_autocast_around_the_forward() -> None:
     assert seen == [torch.float32, torch.bfloat16]
     assert model.weight.grad is not None
     assert model.weight.grad.dtype == torch.float32  # type: ignore[union-attr]
+
+
+class Many(Dataset[tuple[Tensor, int]]):
+    """Reads a whole batch at once, and refuses to read one example."""
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, int]]:
+        return [(torch.full((2,), float(i)), i) for i in indices]
+
+    def __len__(self) -> int:
+        return 9
+
+
+def test_rows_of_tensors_make_the_batch_that_a_loader_makes_of_examples() -> None:
+    task, indices = tiny.task(), [5, 0, 5, 47]
+    (expected,) = DataLoader(task.train_data, batch_sampler=[indices])
+    found = collate(task, iter(indices))
+    assert isinstance(found, list)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert [x.stride() for x in found] == [x.stride() for x in expected]
+
+
+def test_a_data_set_that_reads_batches_is_asked_for_batches() -> None:
+    x, y = collate(tiny.task(train_data=Many()), [3, 1])
+    assert x.tolist() == [[3.0, 3.0], [1.0, 1.0]]
+    assert y.tolist() == [3, 1]

@@ -62,6 +62,7 @@ def goes_on(folder: Path, whole: bytes) -> None:
     else:
         run(folder, resume=True)
     assert final(folder) == whole
+    assert list(folder.rglob(".*")) == []  # what the dead process was writing is gone
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -129,6 +130,19 @@ def test_a_full_disk_is_an_error_that_loses_nothing(tmp_path: Path, whole: bytes
         assert final(tmp_path) == whole
     else:
         goes_on(tmp_path, whole)
+
+
+def test_what_a_dead_process_was_writing_is_deleted_and_nothing_else(saved: Path) -> None:
+    folder = saved.parent
+    names = [".update-000000009.safetensors", ".tmpjoFXIM", ".update-000000009.json.x8_3kd0q"]
+    names.append("update-000000009.safetensors")  # without its manifest
+    left = [*(saved / name for name in names), folder / ".metrics.jsonl.a1b2c3d4"]
+    kept = [folder / ".gitignore", saved / ".keep"]
+    for path in (*left, *kept):
+        path.touch()
+    run(folder, resume=True, max_updates=4)
+    assert not any(path.exists() for path in left)
+    assert all(path.exists() for path in kept)
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from rightbatch.core.run import Outcome, Run
 from rightbatch.core.store import read_record
 from rightbatch.tasks.load import load_task
 from rightbatch.tasks.task import Loss, Task
-from rightbatch.train.loop import train
+from rightbatch.train.loop import Saving, train
 from rightbatch.train.record import Progress
 
 UPDATES_PER_EPOCH = tiny.NUM_EXAMPLES // 8
@@ -104,6 +104,42 @@ def test_the_run_stops_at_its_target(tmp_path: Path) -> None:
     assert (run.updates, run.message) == (UPDATES_PER_EPOCH, "mse <= 100 reached after 48 examples")
 
 
+def test_early_stopping_ends_the_run_when_the_best_evaluation_is_long_ago(tmp_path: Path) -> None:
+    values = iter([9.0, 3.0, 2.0, 2.0, 4.0, 1.0])  # the first is of the check before the run
+    task = tiny.task(evaluate=lambda model, batches: {"mse": next(values)})
+    first = train(task, plan(), tmp_path, max_updates=18, early_stopping=2)
+    assert (first.outcome, first.updates) == (Outcome.STOPPED, 18)
+    values = iter([9.0, 4.0])
+    run = train(task, plan(), tmp_path, resume=True, early_stopping=2)
+    assert (run.outcome, run.updates) == (Outcome.EARLY_STOPPED, 24)
+    best = "no better evaluation in 2 after that of update 12, whose weights are best.safetensors"
+    assert run.message == best
+    assert train(task, plan(), tmp_path, resume=True) == run
+
+
+def test_early_stopping_needs_evaluations_and_something_to_judge_them_by(tmp_path: Path) -> None:
+    task = tiny.task(valid_data=None, evaluate=None, target=None)
+    with pytest.raises(InvalidInputError, match="early stopping without valid_data; need evaluations"):
+        train(task, plan(), tmp_path, early_stopping=1)
+    with pytest.raises(InvalidInputError, match="early stopping and metrics mse; need a target, or a"):
+        train(tiny.task(target=None), plan(), tmp_path, early_stopping=1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": -1}, "seed = -1; need seed >= 0"),
+        ({"max_updates": 0, "early_stopping": 0}, "max_updates = 0, early_stopping = 0; need max_up"),
+        ({"saving": Saving(keep=0)}, "keep = 0; need keep >= 1"),
+    ],
+)
+def test_numbers_that_no_run_can_have_are_refused(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        train(tiny.task(), plan(), tmp_path, **changes)
+
+
 def test_max_updates_stops_the_run_and_still_evaluates(tmp_path: Path) -> None:
     run = train(tiny.task(), plan(), tmp_path, max_updates=8)
     assert run.outcome is Outcome.STOPPED
@@ -182,6 +218,27 @@ def test_running_statistics_of_a_diverged_update_are_not_kept(tmp_path: Path) ->
     state = run.final_state_dict()
     assert all(value.isfinite().all() for value in state.values())
     assert state["1.num_batches_tracked"] == 2
+
+
+class Running(nn.Linear):
+    """Puts another tensor in its buffer's place in every update."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 1)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.training:
+            self.seen = self.seen + input.sum()
+        return super().forward(input)
+
+
+def test_nor_are_statistics_that_a_module_keeps_in_a_new_tensor(tmp_path: Path) -> None:
+    data = tiny.data()
+    data.tensors[0][20] = math.inf
+    run = train(tiny.task(model=Running, train_data=data), plan(sampler="sequential"), tmp_path)
+    assert run.updates == 2
+    torch.testing.assert_close(run.final_state_dict()["seen"], data.tensors[0][:16].sum())
 
 
 def test_a_first_update_that_is_not_finite_points_at_the_data(tmp_path: Path) -> None:

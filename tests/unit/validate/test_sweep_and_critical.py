@@ -1,6 +1,7 @@
 """Sweeps and branches of a tiny task: each run once, answers with every run behind them."""
 
 import math
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from rightbatch.tasks.task import Task
 from rightbatch.validate import critical as critical_module
 from rightbatch.validate import sweep as sweep_module
 from rightbatch.validate.critical import CRITICAL, measure_critical
+from rightbatch.validate.ledger import LEDGER, open_ledger
 from rightbatch.validate.sweep_session import SWEEP, SweepQuestion, summarise, sweep
 
 SIZES = [4, 8, 16]
@@ -46,6 +48,7 @@ def question(sizes: list[int]) -> SweepQuestion:
         fingerprint="",
         target=Target("mse", 0.5, higher_is_better=False),
         batch_sizes=tuple(sizes),
+        rates=3,
         seeds=2,
         most_examples=1000,
         device="cpu",
@@ -72,6 +75,16 @@ def test_a_sweep_trains_each_arm_once_and_reads_back_the_same(
     assert one.value is not None
     assert one.value > 0.5  # at the last evaluation before the target
     assert [row[0] for row in steps_table(found).rows] == [f"{p.batch_size}" for p in found.points]
+
+
+def test_every_batch_tries_as_many_rates_as_asked_for(tmp_path: Path) -> None:
+    with suppress(MeasurementError):  # so few runs may carry no fit
+        sweep(task(), SIZES, out=tmp_path, rates=5, seeds=1, noise_seconds=0)
+    with open_ledger(tmp_path / LEDGER) as ledger:
+        made = {*ledger.keys()}
+    for size in SIZES:
+        factors = ("0.25", "0.5", "1", "2", "4")
+        assert made >= {f"batch {size}, {factor} x the rate, seed 0" for factor in factors}
 
 
 def test_censored_arms_are_kept_and_named_and_left_out_of_the_fit() -> None:
@@ -115,7 +128,8 @@ def test_a_target_that_nothing_reaches_is_said_with_the_number_of_batches_that_d
     hard = task(target=Target("mse", 1e-9, higher_is_better=False))
     with pytest.raises(MeasurementError, match="reached at 0 batch sizes"):
         sweep(hard, [8, 16, 32], out=tmp_path, seeds=1, noise_seconds=0)
-    assert len([*tmp_path.glob("arms/*.json")]) == 9  # and every run is kept
+    with open_ledger(tmp_path / LEDGER) as ledger:
+        assert len(ledger.keys()) == 9  # and every run is kept
 
 
 def test_sweeps_that_cannot_answer_are_refused(tmp_path: Path) -> None:
@@ -123,6 +137,8 @@ def test_sweeps_that_cannot_answer_are_refused(tmp_path: Path) -> None:
         sweep(task(), [2, 4], out=tmp_path)
     with pytest.raises(InvalidInputError, match="to the 48 training examples"):
         sweep(task(), [2, 4, 64], out=tmp_path)
+    with pytest.raises(InvalidInputError, match="4 rates; need an odd number"):
+        sweep(task(), SIZES, out=tmp_path, rates=4)
     with pytest.raises(InvalidTaskError, match="no target"):
         sweep(task(target=None), SIZES, out=tmp_path)
 

@@ -6,7 +6,9 @@ import multiprocessing
 import os
 import random
 import signal
+import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -21,7 +23,7 @@ from rightbatch.core.store import read_record
 from rightbatch.tasks.task import Loss
 from rightbatch.validate import pairs
 from rightbatch.validate.compare import comparison_lines
-from rightbatch.validate.ledger import StudyStoppedError, sole_owner
+from rightbatch.validate.ledger import LEDGER, StudyStoppedError, open_ledger, sole_owner
 from rightbatch.validate.session import COMPARISON, validate
 
 REACHABLE = Target("mse", 4.0, higher_is_better=False)
@@ -173,8 +175,8 @@ def test_a_second_call_trains_nothing_again_and_may_only_ask_for_more_seeds(
 
 def test_a_comparison_of_another_version_is_refused(tmp_path: Path) -> None:
     validate(tiny.task(), 16, out=tmp_path, seeds=2)
-    path = tmp_path / "runs" / "candidate-seed0" / "result.json"
-    path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 7'))
+    with closing(sqlite3.connect(tmp_path / LEDGER)) as ledger:
+        ledger.execute("PRAGMA user_version = 7")
     with pytest.raises(InvalidInputError, match="schema_version 7"):
         validate(tiny.task(), 16, out=tmp_path, seeds=2)
 
@@ -205,6 +207,13 @@ def test_rates_are_tried_on_both_sides(tmp_path: Path) -> None:
     assert all("in short branches" in side.rate_from for side in (found.candidate, found.reference))
 
 
+def finished_runs(folder: Path) -> list[str]:
+    if not (folder / LEDGER).exists():
+        return []
+    with open_ledger(folder / LEDGER) as ledger:
+        return ledger.keys()
+
+
 def slow_validation(folder: Path) -> None:
     def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Loss:
         time.sleep(0.003)
@@ -214,24 +223,25 @@ def slow_validation(folder: Path) -> None:
 
 
 def test_kills_at_any_moment_lose_and_repeat_no_finished_run(tmp_path: Path) -> None:
-    seen: dict[Path, int] = {}
+    seen: list[str] = []
     waits = random.Random(0)
     kills = 0
     while not (tmp_path / COMPARISON).exists():
         process = multiprocessing.get_context("fork").Process(target=slow_validation, args=(tmp_path,))
         process.start()
-        while process.is_alive() and seen.keys() >= {*tmp_path.glob("runs/*/result.json")}:
+        while process.is_alive() and finished_runs(tmp_path) == seen:
             time.sleep(0.002)  # until one more run is finished, however slow the machine is
         process.join(waits.uniform(0.0, 0.15))
         if process.is_alive():
             process.kill()
             kills += 1
         process.join()
-        for path in tmp_path.glob("runs/*/result.json"):
-            assert seen.setdefault(path, path.stat().st_mtime_ns) == path.stat().st_mtime_ns
+        now = finished_runs(tmp_path)
+        assert now[: len(seen)] == seen
+        seen = now
     assert kills >= 2
     document = json.loads((tmp_path / COMPARISON).read_text())
-    assert len(document["runs"]) == len(seen) == 6
+    assert len(document["runs"]) == len(seen) == len({*seen}) == 6
     untouched = validate(tiny.task(), 16, out=tmp_path / "again", seeds=3)
     killed = [run["metrics"]["mse"] for run in document["runs"]]
     assert killed == [run.metrics["mse"] for run in untouched.runs]

@@ -591,11 +591,11 @@ def test_an_update_of_more_examples_than_there_are_is_refused() -> None:
     model = Net()
     with (
         rb.NoiseMeter(model, period=1, population=8) as meter,
-        pytest.raises(InvalidInputError, match="an update of 16.*population=8"),
+        pytest.raises(InvalidInputError, match=r"an update of 16.*population=8"),
     ):
         loop(model, meter, updates=1)
 
 
 def test_a_population_of_one_is_refused() -> None:
-    with pytest.raises(InvalidInputError, match="population=1.*at least 2"):
+    with pytest.raises(InvalidInputError, match=r"population=1.*at least 2"):
         rb.NoiseMeter(nn.Linear(2, 2), population=1)
