@@ -215,7 +215,7 @@ def _predicted(task: Task, device: str, sizes: Sequence[int]) -> Answer:
             f"Derived, not measured: a roofline of {accelerator.title} ({accelerator.source}) in eager"
             f" mode, assuming {SLOW.compute:.0%} to {FAST.compute:.0%} of its peak in matrix products,"
             f" {SLOW.bandwidth:.0%} to {FAST.bandwidth:.0%} of its bandwidth, and"
-            f" {format_seconds(float(FAST.launch_seconds))} to {format_seconds(float(SLOW.launch_seconds))}"
-            " for the start of each kernel.",
+            f" {format_seconds(float(FAST.launch_seconds))} to"
+            f" {format_seconds(float(SLOW.launch_seconds))} for the start of each kernel.",
         ),
     )
