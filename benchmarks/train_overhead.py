@@ -22,7 +22,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
-from itertools import chain, islice, repeat
+from itertools import chain, islice, pairwise, repeat
 from typing import Any
 
 import torch
@@ -36,8 +36,8 @@ from noise.nets import LARGE
 from rightbatch.measure.memory.compat import record_allocator
 from rightbatch.tasks.build import build_optimizer
 
-WARM_UP, TASKS = 20, ("digits", "fashion-mnist", "characters")
-UPDATES = {"digits": 200, "fashion-mnist": 25, "characters": 6}
+WARM_UP, TASKS = 10, ("digits", "fashion-mnist", "characters")
+UPDATES = {"digits": 200, "fashion-mnist": 25, "characters": 8}
 MEMORY_UPDATES = 4
 
 
@@ -48,7 +48,6 @@ class Job:
     task: rb.Task
     updates: int
     stamps: list[tuple[float, float]] = field(default_factory=list)
-    calls: int = 0
 
     def build(self) -> tuple[nn.Module, torch.optim.Optimizer, DataLoader[Any]]:
         torch.manual_seed(0)
@@ -57,10 +56,8 @@ class Job:
         return model, build_optimizer(recipe, model, recipe.lr), loader
 
     def tick(self) -> None:
-        """Note the time; a few calls that check the task come before the first update, at most."""
-        self.calls += 1
-        if self.calls in {WARM_UP, self.updates}:
-            self.stamps.append((time.perf_counter(), time.process_time()))
+        """Note wall and CPU time; a few calls that check the task may come before the first update."""
+        self.stamps.append((time.perf_counter(), time.process_time()))
 
     def summed(self, model: Any, batch: Any) -> Any:
         """The task's own loss, a sum and its count."""
@@ -161,11 +158,14 @@ def load(name: str) -> rb.Task:
 
 
 def seconds_per_update(tool: Callable[[Job], None], task: rb.Task, updates: int) -> tuple[float, float]:
-    """Wall and CPU seconds."""
+    """Wall and CPU seconds of the median update."""
     job = Job(task, WARM_UP + updates)
     tool(job)
-    (wall, cpu), (wall_after, cpu_after) = job.stamps
-    return (wall_after - wall) / updates, (cpu_after - cpu) / updates
+    pairs = list(pairwise(job.stamps[-updates:]))
+    return (
+        statistics.median(after[0] - before[0] for before, after in pairs),
+        statistics.median(after[1] - before[1] for before, after in pairs),
+    )
 
 
 def peak_bytes(tool: Callable[[Job], None], task: rb.Task) -> int:

@@ -104,15 +104,14 @@ def kill_one(folder: Path, rng: random.Random, found: dict[str, list[float]]) ->
     process = FORK.Process(target=study, args=(folder, WORKERS))
     process.start()
     if rng.random() < 0.9:  # the others are killed while they begin
-        more, before_it = rng.randint(0, 3), len(ended(folder))
-        while process.is_alive() and not (living(folder) and len(ended(folder)) >= before_it + more):
+        while process.is_alive() and not living(folder):
             time.sleep(0.01)
-    process.join(rng.uniform(0.0, 0.3))
+        process.join(rng.uniform(0.0, 1.5))
     if rng.random() < 0.3:
         for pid in living(folder)[:1]:
             os.kill(pid, signal.SIGKILL)
             found["workers_killed"].append(1)
-        process.join(rng.uniform(0.0, 0.3))
+        process.join(rng.uniform(0.0, 0.5))
     killed = process.is_alive()
     process.kill()
     began = time.perf_counter()

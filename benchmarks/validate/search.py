@@ -3,9 +3,10 @@
 Runs at 25 rates a third of a doubling apart, from 1/8 to 32 times the rule's, with four seeds, make a
 table of updates to the target (``--table FILE`` keeps it and goes on with it); a run is given up after
 four times the updates of the best. Searches then look runs up in it, which costs nothing, and are
-repeated 200 times with seeds of their own. Each sees one training seed, as the sweep's first does;
-what it chose is judged by the three others. Optuna's samplers begin with the rule's rate and may choose
-among all rates of the table.
+repeated 200 times with seeds of their own: the sweep's walk over doublings with one training seed
+and, as the sweep does, its rates repeated with two more; and Optuna's samplers with as many runs, which
+begin with the rule's rate and may choose among all rates of the table. What each chose is judged by the
+updates expected there: the geometric mean over all seeds and the two neighbouring rates.
 
     python benchmarks/validate/search.py --peers SITE_PACKAGES [--table search.json] [digits ...]
 """
@@ -92,11 +93,11 @@ class Lookup:
         return min(self.seen, key=self.seen.__getitem__)
 
 
-def walk(look: Lookup, size: int) -> None:
+def walk(look: Lookup, size: int, rates: int = 3) -> None:
     """The sweep's own search."""
     from rightbatch.core.sweep import Arm
 
-    study: Any = type("Study", (), {"rates": 3, "seeds": 1})
+    study: Any = type("Study", (), {"rates": rates, "seeds": 1})
     chain = _first_seed(study, size, Board("", 0, None))
     arm = None
     while True:
@@ -134,39 +135,50 @@ def sampled(look: Lookup, kind: str, runs: int, seed: int) -> None:
         study.tell(trial, math.log(min(updates, 2 * look.cap)))
 
 
-def judge(look: Lookup, judged: Callable[[int], float], oracle: float) -> tuple[float, float, float]:
+def judge(look: Lookup, expected: dict[int, float], best: int | None = None) -> tuple[float, ...]:
     """Excess over the best rate, runs, and updates spent over those of the best rate."""
-    return judged(look.best) / oracle - 1, len(look.seen), look.spent / oracle
+    oracle = min(expected.values())
+    chosen = expected[look.best if best is None else best]
+    return chosen / oracle - 1, len(look.seen), look.spent / oracle
+
+
+def smoothed(updates: Callable[[int, int], float], cap: float) -> dict[int, float]:
+    """Updates expected at each rate: geometric mean over all seeds and both neighbours."""
+    logs = {p: np.mean([math.log(min(updates(p, s), 2 * cap)) for s in range(SEEDS)]) for p in PLACES}
+    near = {p: [logs[q] for q in (p - 1, p, p + 1) if q in logs] for p in PLACES}
+    return {place: math.exp(np.mean(values)) for place, values in near.items()}
 
 
 def searches(table: Table, name: str, size: int, cap: float) -> dict[str, Any]:
     def updates(place: int, seed: int) -> float:
         return table[f"{name} {size} {place} {seed}"]
 
-    found: dict[str, list[tuple[float, float, float]]] = {}
+    expected = smoothed(updates, cap)
+    found: dict[str, list[tuple[float, ...]]] = {}
     for turn in range(REPEATS):
-        own = turn % SEEDS
-        others = [seed for seed in range(SEEDS) if seed != own]
-
-        def judged(place: int, others: list[int] = others) -> float:
-            return math.exp(np.mean([math.log(min(updates(place, s), 2 * cap)) for s in others]))
-
-        oracle = min(judged(place) for place in PLACES)
-        look = Lookup(lambda place, own=own: updates(place, own), cap)
-        walk(look, size)
-        found.setdefault("walk over doublings", []).append(judge(look, judged, oracle))
-        runs = len(look.seen)
-        for kind in ("random", "tpe"):
-            for label, count in (("as many runs", runs), ("10 runs", 10), ("20 runs", 20)):
-                look = Lookup(lambda place, own=own: updates(place, own), cap)
-                sampled(look, kind, count, turn)
-                found.setdefault(f"{kind}, {label}", []).append(judge(look, judged, oracle))
+        seeds = np.random.default_rng(turn).permutation(SEEDS).tolist()
+        for rates in (3, 5):
+            looks = [Lookup(lambda place, s=seed: updates(place, s), cap) for seed in seeds[:3]]
+            walk(looks[0], size, rates)
+            found.setdefault(f"{rates} rates or more, one seed", []).append(judge(looks[0], expected))
+            tried = sorted(looks[0].seen, key=looks[0].seen.__getitem__)
+            logs = {p: sum(math.log(min(one(p), 2 * cap)) for one in looks) for p in tried}
+            best = min(tried, key=logs.__getitem__)
+            excess, _, _ = judge(looks[0], expected, best)
+            runs, spent = 3 * len(tried), sum(one.spent for one in looks) / min(expected.values())
+            found.setdefault(f"{rates} rates or more, three seeds", []).append((excess, runs, spent))
+            for kind in ("random", "tpe"):
+                for effort, count in (("one seed", len(tried)), ("three seeds", runs)):
+                    look = Lookup(lambda place, s=seeds[0]: updates(place, s), cap)
+                    sampled(look, kind, count, turn)
+                    label = f"{kind}, as many runs as {rates} rates and {effort}"
+                    found.setdefault(label, []).append(judge(look, expected))
     return {
         label: {
             "excess_updates_median": round(float(np.median([r[0] for r in rows])), 3),
             "excess_updates_mean": round(float(np.mean([r[0] for r in rows])), 3),
             "excess_updates_90": round(float(np.quantile([r[0] for r in rows], 0.9)), 3),
-            "runs": round(float(np.mean([r[1] for r in rows])), 1),
+            "different_runs": round(float(np.mean([r[1] for r in rows])), 1),
             "updates_spent_over_best": round(float(np.mean([r[2] for r in rows])), 1),
         }
         for label, rows in found.items()

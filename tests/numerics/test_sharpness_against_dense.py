@@ -13,6 +13,7 @@ from rightbatch.core.errors import InvalidTaskError
 from rightbatch.tasks.build import build_model
 from rightbatch.tasks.task import Loss, Task
 from rightbatch.validate.sharpness import (
+    SAMPLES,
     Curvature,
     estimate_trace,
     inspect_sharpness,
@@ -95,7 +96,7 @@ def test_the_trace_lies_within_two_standard_errors_in_nineteen_of_twenty_repeats
     assert 183 <= inside <= 198  # 95 % of 200, give or take two standard errors
     variance = 2 * (float((whole**2).sum()) - float((whole.diagonal() ** 2).sum()))
     spread = float(np.std([trace.value for trace in repeats]))
-    assert spread == pytest.approx((variance / 30) ** 0.5, rel=0.15)
+    assert spread == pytest.approx((variance / SAMPLES) ** 0.5, rel=0.15)
     one = estimate_trace(found.product, flat(found))
     assert one.value == pytest.approx(repeats[0].value, rel=1e-9)
 

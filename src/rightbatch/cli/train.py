@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -154,7 +155,8 @@ def train_task(
     if noise or (schedule is not None and schedule.kind == "noise"):
         from rightbatch.measure.meter.noise_meter import NoiseMeter
 
-        how["meter"] = NoiseMeter
+        shuffled = task.recipe.sampler == "shuffle"
+        how["meter"] = partial(NoiseMeter, population=task.num_train_examples if shuffled else None)
     with process_group(device) as own_device:
         ranks = Ranks.current()
         if ranks.is_first:

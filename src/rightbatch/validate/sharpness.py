@@ -24,6 +24,8 @@ from rightbatch.tasks.task import Task
 
 SUBSET = 512
 """Training examples that the loss is taken over; the same ones for every solution."""
+SAMPLES = 100
+"""Of a trace. With fewer, two standard errors hold too little where one eigenvalue leads."""
 RHO = 0.05
 """Radius of SAM sharpness (Foret et al. 2021, arXiv:2010.01412, Sec. 3.1)."""
 
@@ -177,7 +179,7 @@ def top_eigenvalues(
     return Eigenvalues(tuple(values[top].tolist()), tuple(residuals[top].tolist()))
 
 
-def estimate_trace(product: Product, like: Tensor, *, samples: int = 30, seed: int = 0) -> Trace:
+def estimate_trace(product: Product, like: Tensor, *, samples: int = SAMPLES, seed: int = 0) -> Trace:
     """Trace by Hutchinson's estimator: the mean of z'Hz over random signs z.
 
     Unbiased; the variance of a sample is 2 (|H|_F^2 - sum of H_ii^2) (Hutchinson 1990).

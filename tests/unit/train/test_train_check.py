@@ -13,7 +13,7 @@ from rightbatch.core.plan import Plan
 from rightbatch.core.run import Outcome
 from rightbatch.tasks.build import build_model
 from rightbatch.tasks.task import Task
-from rightbatch.train.loop import train
+from rightbatch.train.loop import Saving, train
 
 
 def plan(**changes: Any) -> Plan:
@@ -41,12 +41,19 @@ def test_a_plan_that_does_not_fit_is_refused_and_leaves_no_folder(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("seed", "max_updates"), [(-1, None), (0, 0)])
-def test_an_impossible_seed_or_limit_is_refused(
-    tmp_path: Path, seed: int, max_updates: int | None
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": -1}, "seed = -1; need seed >= 0"),
+        ({"max_updates": 0, "early_stopping": 0}, "max_updates = 0, early_stopping = 0; need max_up"),
+        ({"saving": Saving(keep=0)}, "keep = 0; need keep >= 1"),
+    ],
+)
+def test_numbers_that_no_run_can_have_are_refused(
+    tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(InvalidInputError, match=rf"seed = {seed}, max_updates = {max_updates}"):
-        train(tiny.task(), plan(), tmp_path, seed, max_updates)
+    with pytest.raises(InvalidInputError, match=message):
+        train(tiny.task(), plan(), tmp_path, **changes)
 
 
 def build_sgd(parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
