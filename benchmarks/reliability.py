@@ -3,7 +3,8 @@
     nice -n 10 python benchmarks/reliability.py [STUDY ...] [--fresh]
 
 Trials on digits with a checkpoint after every update, each in processes forked from this one:
-    kills      kill -9 at a random moment; every other one inside a save, between its begin and its end
+    kills      kill -9 at a random moment
+    saves      kill -9 inside a save, after its begin and before its end
     commands   the same to ``python -m rightbatch train``
     aborts     the process ends before, or after, each write, fsync and rename in turn; after a write
                with half of it written
@@ -50,7 +51,8 @@ from rightbatch.train.loop import Saving, train
 
 UPDATES, CALLS = 30, 46  # calls: the folder's own files and the first five checkpoints
 TRIALS = {
-    "kills": 100,
+    "kills": 50,
+    "saves": 50,
     "commands": 10,
     "aborts": 2 * CALLS,
     "full_disks": 20,
@@ -94,8 +96,8 @@ def forked(*work: Callable[[], Any]) -> list[Any]:
     return processes
 
 
-def kill(folder: Path, seed: int, seconds: float, save_seconds: float) -> bool:
-    """End a run by kill -9, with an even seed inside one of its saves; whether it was hit there."""
+def kill(folder: Path, seed: int, seconds: float, *, in_save: bool) -> bool:
+    """End a run by kill -9 so many seconds after its start at most, or after the start of a save."""
     chance = random.Random(seed)
     begun, ended, target = FORK.Value("i"), FORK.Value("i"), chance.randrange(1, UPDATES)
 
@@ -111,16 +113,14 @@ def kill(folder: Path, seed: int, seconds: float, save_seconds: float) -> bool:
         run(folder)
 
     (process,) = forked(work)
-    if seed % 2 == 0:
+    if in_save:
         while begun.value < target and process.is_alive():
             time.sleep(0.0002)
-        time.sleep(chance.uniform(0, save_seconds))
-    else:
-        time.sleep(chance.uniform(0, seconds))
+    time.sleep(chance.uniform(0, seconds))
     os.kill(process.pid, signal.SIGKILL)
     process.join()
-    inside = seed % 2 == 1 or ended.value == target - 1
-    return process.exitcode == -signal.SIGKILL and inside
+    is_hit = not in_save or (begun.value, ended.value) == (target, target - 1)
+    return process.exitcode == -signal.SIGKILL and is_hit
 
 
 def kill_command(folder: Path, seed: int) -> bool:
@@ -307,7 +307,10 @@ def main() -> None:
 
         studies: dict[str, Callable[[Path, int], str | None]] = {
             "kills": lambda path, seed: alone(
-                path, is_hit=kill(path, seed, 0.7 * seconds, seconds / UPDATES / 8)
+                path, is_hit=kill(path, seed, 0.7 * seconds, in_save=False)
+            ),
+            "saves": lambda path, seed: alone(
+                path, is_hit=kill(path, seed, seconds / UPDATES / 8, in_save=True)
             ),
             "commands": commanded,
             "aborts": lambda path, seed: alone(path, is_hit=abort(path, seed)),
