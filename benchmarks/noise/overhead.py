@@ -172,7 +172,8 @@ def table(rows: dict[str, Any]) -> str:
         cells.append(f"{row['memory']:.2f}")
         for peer in PEERS:
             found = row["peers"].get(peer)
-            cells.append(f"{found['value']:.2f}" if isinstance(found, dict) else "fails")
+            failed = "–" if found is None else "fails"
+            cells.append(f"{found['value']:.2f}" if isinstance(found, dict) else failed)
         lines.append(" | ".join((f"| {name}", *cells, "")).rstrip())
     return "\n".join(lines)
 

@@ -4,6 +4,9 @@ The task travels by value, with what its own file defines; rightbatch and the li
 imports have to be installed on every machine. Only this process writes to the ledger.
 """
 
+# Ray is 240 MB and optional: types are checked without it too.
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import importlib.util
