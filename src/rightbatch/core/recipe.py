@@ -31,6 +31,15 @@ Precision = Literal["fp32", "bf16", "fp16"]
 _SCHEDULE_NEEDS = {"step": ("decay_at", "decay_factor"), "plateau": ("decay_factor", "patience")}
 
 
+def mode_name(precision: Precision, checkpointing: bool) -> str:
+    """A way to run a step as sentences name it.
+
+    >>> mode_name("bf16", True)
+    'bf16 with checkpointing'
+    """
+    return f"{precision}{' with checkpointing' * checkpointing}"
+
+
 class Constants(Record):
     """Everything a training run holds fixed beside its batch size and learning rate.
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from rightbatch.core.errors import InfeasibleError, RightBatchError
-from rightbatch.core.recipe import Precision, Recipe
+from rightbatch.core.recipe import Precision, Recipe, mode_name
 from rightbatch.core.samples import Measurements, MemoryTrace, ModeSamples, ModeTiming
 from rightbatch.fit.intervals import NORMAL_QUANTILE, median_standard_error
 from rightbatch.fit.memory_model import fit_memory_model
@@ -125,7 +125,7 @@ def measure_modes(
         share = tracing.part(1 / (len(modes) - index))
         if not mode.traces and mode.refused is None:
             _trace(task, mode, share)
-        yield f"memory of {_words(mode.name)}", so_far(), False
+        yield f"memory of {mode_name(*mode.name)}", so_far(), False
     if not sizes:
         yield "no step of the recipe was timed to compare with", so_far(), True
         return
@@ -134,7 +134,7 @@ def measure_modes(
     plain = StepTimer(task, device)
     for mode in modes:
         _build(task, mode, plain, modes, size=min(sizes))
-        yield f"first steps of {_words(mode.name)}", so_far(), False
+        yield f"first steps of {mode_name(*mode.name)}", so_far(), False
     order, rounds = random.Random(seed), 0
     pending = [(size, mode) for mode in modes for size in beside_sizes if size <= fits[mode.name]]
     while rounds < MAX_ROUNDS:
@@ -245,7 +245,3 @@ def _seconds(timer: StepTimer, size: int) -> float:
 def _reason(error: Exception) -> str:
     text = error.found if isinstance(error, RightBatchError) else f"{type(error).__name__}: {error}"
     return text.partition("\n")[0]
-
-
-def _words(name: Name) -> str:
-    return f"{name[0]}{' with checkpointing' * name[1]}"

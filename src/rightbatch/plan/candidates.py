@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rightbatch.core.recipe import Precision
+from rightbatch.core.recipe import Precision, mode_name
 from rightbatch.fit.cuda_model import CudaMemoryModel
 from rightbatch.fit.memory_model import MemoryModel
 from rightbatch.fit.mode_speed import ModeSpeed
@@ -38,7 +38,7 @@ class Mode:
 
     def __str__(self) -> str:
         """As sentences name it."""
-        return f"{self.precision}{' with checkpointing' * self.checkpointing}"
+        return mode_name(self.precision, self.checkpointing)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ from rightbatch.core.devices import parse_accelerator
 from rightbatch.core.errors import InvalidInputError, MeasurementError
 from rightbatch.core.facts import TaskFacts
 from rightbatch.core.plan import Candidate
+from rightbatch.core.recipe import mode_name
 from rightbatch.core.samples import Measurements, ModeSamples
 from rightbatch.fit.cuda_model import CudaMemoryModel
 from rightbatch.fit.loader_model import LoaderModel
@@ -129,12 +130,12 @@ def _modes(
         raise MeasurementError(f"no samples of {what}", need="some, beside the noise", hint=hint)
     left_out: list[tuple[str, str]] = []
     for sample in samples:
-        name = f"{sample.precision}{' with checkpointing' * sample.checkpointing}"
         try:
             modes.append(_mode(sample, modes))
         except (MeasurementError, InvalidInputError) as error:
             if not modes:
                 raise
+            name = mode_name(sample.precision, sample.checkpointing)
             left_out.append((name, sample.refused or error.found))
     return tuple(modes), tuple(left_out)
 
