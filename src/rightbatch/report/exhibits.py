@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from rightbatch.core.errors import MissingPackageError
+from rightbatch.core.packages import check_installed
 from rightbatch.core.plan import Plan
 from rightbatch.core.samples import Measurements
 from rightbatch.fit.memory_model import MemoryModel
@@ -85,9 +84,7 @@ def check_plotly() -> None:
     Raises:
         MissingPackageError: plotly is not installed.
     """
-    if importlib.util.find_spec("plotly") is None:
-        found, need = "plotly is not installed", "plotly, which draws the report's figures"
-        raise MissingPackageError(found, need=need, hint="pip install 'rightbatch[report]'")
+    check_installed("plotly", need="plotly, which draws the report's figures", extra="report")
 
 
 def _candidates(measurements: Measurements, plan: Plan) -> Exhibit:

@@ -7,7 +7,6 @@ repeats the updates after its checkpoint, and MLflow cannot take back what it wa
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import time
 from collections.abc import Callable
@@ -15,7 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rightbatch.core.errors import InvalidInputError, MissingPackageError
+from rightbatch.core.errors import InvalidInputError
+from rightbatch.core.packages import check_installed
 from rightbatch.core.plan import Plan
 from rightbatch.core.record import SCHEMA_VERSION, Record
 from rightbatch.core.run import Outcome, Run
@@ -44,9 +44,7 @@ def open_mlflow(plan: Plan, start: Start, *, resume: bool) -> OpenLog:
     Raises:
         MissingPackageError: mlflow is not installed.
     """
-    if importlib.util.find_spec("mlflow") is None:
-        found, need = "mlflow is not installed", "mlflow-skinny or mlflow, which write its stores"
-        raise MissingPackageError(found, need=need, hint="pip install 'rightbatch[mlflow]'")
+    check_installed("mlflow", need="mlflow-skinny or mlflow, which write its stores", extra="mlflow")
     return partial(MLflowLog, plan=plan, start=start, resume=resume)
 
 

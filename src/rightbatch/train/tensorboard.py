@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any, cast
 
-from rightbatch.core.errors import MissingPackageError
+from rightbatch.core.packages import check_installed
 from rightbatch.core.run import Run
 from rightbatch.train.record import OpenLog
 
@@ -17,9 +16,7 @@ def open_tensorboard() -> OpenLog:
     Raises:
         MissingPackageError: tensorboard is not installed.
     """
-    if importlib.util.find_spec("tensorboard") is None:
-        found, need = "tensorboard is not installed", "tensorboard, which writes its event files"
-        raise MissingPackageError(found, need=need, hint="pip install 'rightbatch[logs]'")
+    check_installed("tensorboard", need="tensorboard, which writes its event files", extra="logs")
     return TensorBoardLog
 
 

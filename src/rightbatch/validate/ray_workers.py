@@ -9,7 +9,6 @@ imports have to be installed on every machine. Only this process writes to the l
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import sys
 from collections.abc import Callable, Generator, Iterator
@@ -19,7 +18,8 @@ from typing import Any, cast
 
 import torch
 
-from rightbatch.core.errors import MeasurementError, MissingPackageError, RightBatchError
+from rightbatch.core.errors import MeasurementError, RightBatchError
+from rightbatch.core.packages import check_installed
 from rightbatch.core.record import Record
 from rightbatch.tasks.task import Task
 from rightbatch.validate.work import Do, Job
@@ -35,9 +35,7 @@ def ray_workers(do: Do, task: Task, device: str) -> Generator[OnRay]:
     Raises:
         MissingPackageError: Ray is not installed.
     """
-    if importlib.util.find_spec("ray") is None:
-        found, need = "ray is not installed", "ray, which runs the jobs on its cluster"
-        raise MissingPackageError(found, need=need, hint="pip install 'rightbatch[ray]'")
+    check_installed("ray", need="ray, which runs the jobs on its cluster", extra="ray")
     import ray
 
     is_ours = not ray.is_initialized()

@@ -284,7 +284,7 @@ def test_workers_that_cannot_be_had_are_refused_in_three_parts(
 ) -> None:
     with pytest.raises(InvalidInputError, match="0 workers; need 1 or more"):
         swept(tmp_path / "none", task(), 0)
-    from rightbatch.validate import ray_workers, workers
+    from rightbatch.validate import workers
 
     board = Board("sweep", 1, None)
     several = workers.workers_for(
@@ -292,7 +292,7 @@ def test_workers_that_cannot_be_had_are_refused_in_three_parts(
     )
     with pytest.raises(InvalidInputError, match="2 workers on cuda; need the CPU"):
         several.__enter__()
-    monkeypatch.setattr(ray_workers.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(MissingPackageError, match="ray is not installed") as missing:
         swept(tmp_path / "ray", task(), "ray")
     assert missing.value.hint == "pip install 'rightbatch[ray]'"
