@@ -1,5 +1,6 @@
 """``rightbatch validate`` and ``critical`` as commands: documents, exit codes, bad input."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -84,7 +85,7 @@ def test_a_budget_answers_with_what_is_there_and_the_same_command_goes_on(spec: 
 def test_without_plotly_the_verdict_is_given_and_the_missing_page_explained(
     spec: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rightbatch.report.exhibits.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     called = run_cli("validate", spec, "--batch", "16", "--seeds", "2", "--margin", "5", "--json")
     assert called.code == 0, called.err
     assert "no page was drawn: plotly is not installed" in called.err
@@ -129,6 +130,22 @@ def test_a_sweep_without_a_bend_says_so_and_keeps_every_run(spec: str) -> None:
     assert called.code == 2
     assert "need a bend inside the sweep" in called.err
     assert Path("s/ledger.sqlite").exists()
+
+
+def test_a_sweep_answers_with_a_fit_and_without_plotly_it_says_why_there_is_no_picture(
+    spec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ("validate", spec, "--sweep", "4:16", "--seeds", "2", "--out", "s")
+    drawn = run_cli(*asked, "--json")
+    assert drawn.code in {0, 1}, drawn.err
+    assert Path(drawn.document["files"]["picture"]).exists()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "rightbatch.report.steps_plot", None)
+    bare = run_cli(*asked, "--json")
+    assert bare.code == drawn.code, bare.err
+    assert "no picture was drawn: plotly is not installed" in bare.err
+    assert bare.document["files"].keys() == {"sweep"}
+    assert bare.document["points"] == drawn.document["points"]
 
 
 def test_workers_make_the_same_runs(spec: str) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from rightbatch.cli.output import Answer, say
 from rightbatch.cli.progress import measure_bar
 from rightbatch.cli.source import load
-from rightbatch.core.errors import EXIT_DONE, EXIT_FINDING
+from rightbatch.core.errors import EXIT_DONE, EXIT_FINDING, MissingPackageError
 from rightbatch.report.terminal import render
+
+if TYPE_CHECKING:
+    from rightbatch.core.sweep import Sweep
 
 
 def run_sweep(
@@ -23,7 +26,6 @@ def run_sweep(
     out: Path | None,
 ) -> Answer:
     """Sweep a task, save the answer with a picture, and say what it means."""
-    from rightbatch.report.steps_plot import write_steps_plot
     from rightbatch.report.steps_text import definitions_table, steps_table, sweep_lines
     from rightbatch.validate.sweep_session import SWEEP, sweep
 
@@ -42,17 +44,30 @@ def run_sweep(
             device=device,
             on_progress=on_progress,
         )
-    picture = folder / "sweep.html"
-    write_steps_plot(found, picture)
+    picture = _draw(found, folder / "sweep.html")
     bounded = None not in {found.critical_batch_size.low, found.critical_batch_size.high}
-    files = {"sweep": str(folder / SWEEP), "picture": str(picture)}
+    files = {"sweep": str(folder / SWEEP)} | ({"picture": str(picture)} if picture else {})
     return Answer(
         document=found.model_dump(mode="json") | {"files": files},
         text=(
             render(steps_table(found)),
             *sweep_lines(found),
             render(definitions_table(found.definitions)),
-            f"Saved: {folder / SWEEP}, {picture}",
+            f"Saved: {', '.join(files.values())}",
         ),
         exit_code=EXIT_DONE if bounded else EXIT_FINDING,
     )
+
+
+def _draw(sweep: Sweep, path: Path) -> Path | None:
+    from rightbatch.report.exhibits import check_plotly
+
+    try:
+        check_plotly()
+    except MissingPackageError as error:
+        say(f"no picture was drawn: {error}")
+        return None
+    from rightbatch.report.steps_plot import write_steps_plot
+
+    write_steps_plot(sweep, path)
+    return path
