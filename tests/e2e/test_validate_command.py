@@ -163,3 +163,18 @@ def test_branches_answer_with_an_interval(spec: str) -> None:
     assert called.document["definition"]["name"] == "B*"
     refused = run_cli("critical", spec, "--points", "x")
     assert_three_parts(refused, code=2, found="--points 'x'", need="shares", hint="0.05,0.5")
+
+
+def test_branches_begin_at_the_checkpoints_of_a_run(spec: str) -> None:
+    trained = run_cli("train", spec, "--run", "run", "--checkpoint-every", "0.001s", "--keep", "2")
+    assert trained.code in {0, 1}, trained.err
+    kept = sorted(Path("run/checkpoints").glob("update-*.json"))
+    called = run_cli(
+        "critical", spec, "--batch", "4:16", "--checkpoint", "run", "--seeds", "2", "--json"
+    )
+    assert called.code in {0, 1}, called.err
+    assert len(called.document["checkpoints"]) == len(called.document["points"]) == len(kept) == 2
+    both = run_cli("critical", spec, "--points", "0.1", "--checkpoint", "run")
+    assert_three_parts(
+        both, code=2, found="--points 0.1 and --checkpoint run", need="one", hint="leave"
+    )

@@ -18,7 +18,8 @@ def critical(  # noqa: PLR0913 - each its own
     /,
     *,
     batch: str | None = None,
-    points: str = "0.05,0.2,0.5",
+    points: str | None = None,
+    checkpoint: Path | None = None,
     seeds: int = 5,
     tolerance: float = 0.05,
     workers: str = "1",
@@ -28,26 +29,39 @@ def critical(  # noqa: PLR0913 - each its own
 ) -> Answer:
     """Measure the critical batch size by branches from points of training.
 
-    Today's recipe is trained to each point; from there, branches with the optimizer's state go on at
-    larger batches over the same examples. The same command goes on where it was stopped.
+    Today's recipe is trained to each point, or a checkpoint is read; from there, branches with the
+    optimizer's state go on at larger batches over the same examples. The same command goes on where
+    it was stopped.
 
     Args:
         task: A built-in name, my_task.py[:name] or package.module:name.
         batch: Batch sizes that double, as in 32:1024; from today's to 32 times it if not given.
-        points: Where in the recipe's run branches begin, as shares of it.
+        points: Where in the recipe's run branches begin, as shares of it; 0.05,0.2,0.5 if not given.
+        checkpoint: Begin at the checkpoints that a run of rightbatch train kept in this folder, or at
+            one of them: checkpoints/update-NNN.json.
         seeds: Pairs of weights and order; more seeds see smaller rises of the loss.
         tolerance: Rise of the loss, as a share of it, that does not count.
         workers: Processes that train at the same time, or ray, for those of a Ray cluster.
         device: Where to train, as torch names it: cpu, cuda, cuda:1.
         out: Folder for critical.json and all branches; rightbatch-NAME/critical if not given.
         json: Print one JSON document on stdout.
+
+    Raises:
+        InvalidInputError: --points and --checkpoint together.
     """
     from rightbatch.validate.critical import CRITICAL, measure_critical
+    from rightbatch.validate.saved_run import read_run
 
-    shares = option("--points", parse_shares, points)
+    if points is not None and checkpoint is not None:
+        found, hint = f"--points {points} and --checkpoint {checkpoint} together", "leave one out"
+        raise InvalidInputError(found, need="one of the two", hint=hint)
+    origins = option("--points", parse_shares, points or "0.05,0.2,0.5")
     at_once = option("--workers", parse_workers, workers)
     sizes = option("--batch", parse_range, batch) if batch else None
     loaded = load(task, device)
+    if checkpoint is not None:
+        saved = read_run(checkpoint, loaded)
+        loaded, origins = saved.task, saved.manifests
     if sizes is None:
         today = loaded.recipe.batch_size
         most = max(2 * today, min(32 * today, loaded.num_train_examples // 8))
@@ -59,7 +73,7 @@ def critical(  # noqa: PLR0913 - each its own
             loaded,
             sizes,
             out=folder,
-            points=shares,
+            points=origins,
             seeds=seeds,
             tolerance=tolerance,
             workers=at_once,

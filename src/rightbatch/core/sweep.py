@@ -104,6 +104,8 @@ class Critical(Record):
     """Rise of the loss, as a share of it, that does not count."""
     level: float
     """Chance of a wrong statement at either end of an interval."""
+    checkpoints: tuple[str, ...] = ()
+    """SHA-256 of the saved weights that branches began with; none if the recipe was trained so far."""
     definition: Definition
     """Of the last point."""
     points: tuple[BranchPoint, ...]

@@ -79,8 +79,9 @@ def critical_lines(critical: Critical) -> list[str]:
     """What the branches say beside their table."""
     last = critical.points[-1]
     first = last.batch_sizes[0]
+    varied = "orders of examples" if critical.checkpoints else "seeds"
     lines = [
-        f"Branches of {critical.window_examples:,} examples, {critical.seeds} paired seeds, rates by"
+        f"Branches of {critical.window_examples:,} examples, {critical.seeds} paired {varied}, rates by"
         f" rule; training loss at the end. A batch keeps up where its loss is shown to be less than"
         f" {critical.tolerance:.0%} above that of batch {first}, and fails where it is shown to be"
         f" more; either statement is wrong in at most {critical.level:.0%}.",

@@ -126,26 +126,40 @@ class Checkpoints:
             InvalidInputError: it is damaged, or of another schema version.
         """
         paths = self.manifests()
-        if not paths:
-            return None
-        path = paths[-1]
-        try:
-            if path.stat().st_size > _MOST_MANIFEST_BYTES:
-                raise InvalidInputError(
-                    *_damage(path, f"{path.stat().st_size} bytes, which no manifest has")
-                )
-            values = read_json(path)
-        except RecursionError as error:
-            raise InvalidInputError(*_damage(path, "nested too deeply")) from error
-        check_schema(values.get("schema_version"), str(path))
-        try:
-            manifest = Manifest(**values)
-        except (InvalidInputError, ValidationError) as error:
-            raise InvalidInputError(*_damage(path, getattr(error, "found", str(error)))) from error
-        tensor_path = path.with_suffix(".safetensors")
-        if not tensor_path.is_file() or _hash(tensor_path) != manifest.sha256:
-            raise InvalidInputError(*_damage(tensor_path, f"its SHA-256 is not the one in {path.name}"))
-        return manifest, *read_tensors(tensor_path)
+        return read_checkpoint(paths[-1]) if paths else None
+
+
+def read_checkpoint(path: Path) -> tuple[Manifest, Tensors, dict[str, str]]:
+    """A checkpoint whole, by its manifest's path.
+
+    Raises:
+        InvalidInputError: it is damaged, or of another schema version.
+    """
+    manifest, tensors = read_manifest(path), path.with_suffix(".safetensors")
+    if not tensors.is_file() or _hash(tensors) != manifest.sha256:
+        raise InvalidInputError(*_damage(tensors, f"its SHA-256 is not the one in {path.name}"))
+    return manifest, *read_tensors(tensors)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Where the run stood at a checkpoint; its tensors are not looked at.
+
+    Raises:
+        InvalidInputError: it is damaged, or of another schema version.
+    """
+    try:
+        if path.stat().st_size > _MOST_MANIFEST_BYTES:
+            raise InvalidInputError(
+                *_damage(path, f"{path.stat().st_size} bytes, which no manifest has")
+            )
+        values = read_json(path)
+    except RecursionError as error:
+        raise InvalidInputError(*_damage(path, "nested too deeply")) from error
+    check_schema(values.get("schema_version"), str(path))
+    try:
+        return Manifest(**values)
+    except (InvalidInputError, ValidationError) as error:
+        raise InvalidInputError(*_damage(path, getattr(error, "found", str(error)))) from error
 
 
 def _damage(path: Path, why: str) -> tuple[str, str, str]:

@@ -80,13 +80,19 @@ def unpack(text: str, tensors: Tensors) -> Any:
         raise InvalidInputError(found, need="what a run saved", hint=hint) from error
 
 
+def part(tensors: Tensors, prefix: str) -> Tensors:
+    """Tensors whose names begin with ``prefix.``, without it."""
+    start = f"{prefix}."
+    return {n.removeprefix(start): t for n, t in tensors.items() if n.startswith(start)}
+
+
 def check_shapes(found: Tensors, wanted: Tensors, what: str) -> None:
     """Refuse tensors that are not exactly those of the model.
 
     Raises:
         InvalidInputError: a name is missing or too many, or a shape or dtype is another.
     """
-    hint = "resume with the model that the run was started with"
+    hint = "use the model that the run was started with"
     if odd := sorted(found.keys() ^ wanted.keys()):
         where = "the checkpoint" if odd[0] in found else "the model"
         message = f"{what} {odd[0]!r} is only in {where}"
@@ -123,7 +129,7 @@ def load_optimizer(
         optimizer.load_state_dict(state)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         found = f"optimizer state that does not fit: {error}"
-        hint = "resume with the plan and model that the run was started with"
+        hint = "use the plan and model that the run was started with"
         raise InvalidInputError(found, need="that of this optimizer", hint=hint) from error
     if type(optimizer).__name__ in _OTHER_SHAPES:
         return
@@ -131,7 +137,7 @@ def load_optimizer(
         for name, value in cast("dict[str, Any]", values).items():
             if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
                 found = f"optimizer state {name!r} of shape {list(value.shape)}"
-                hint = "resume with the model that the run was started with"
+                hint = "use the model that the run was started with"
                 need = f"that of its parameter, {list(parameter.shape)}"
                 raise InvalidInputError(found, need=need, hint=hint)
 

@@ -27,6 +27,7 @@ from rightbatch.train.state import (
     check_shapes,
     load_optimizer,
     pack,
+    part,
     random_state,
     set_random_state,
 )
@@ -248,15 +249,10 @@ class Updater:
         Raises:
             InvalidInputError: it is the state of another model or optimizer.
         """
-
-        def part(prefix: str) -> Tensors:
-            start = f"{prefix}."
-            return {n.removeprefix(start): t for n, t in tensors.items() if n.startswith(start)}
-
-        kept = part("model")
+        kept = part(tensors, "model")
         here = self.model.state_dict()
         check_shapes(kept, here, "weight")
-        average = part("average")
+        average = part(tensors, "average")
         wanted = {} if self.averaged is None else self.averaged.state_dict()
         check_shapes(average, wanted, "averaged weight")
         split = None
@@ -271,7 +267,7 @@ class Updater:
         value, good_updates = json.loads(texts.get("loss_scale", "[1.0, 0]"))
         self.loss_scale = LossScale(float(value), int(good_updates))
         self._keep_buffers()
-        if random := part(f"random.{self._ranks.rank}"):
+        if random := part(tensors, f"random.{self._ranks.rank}"):
             set_random_state(random, torch.device(self.device))
         else:
             seed_everything(*key, self._ranks.rank)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from torch.utils.data import DataLoader, Subset
 
-from rightbatch.core.errors import InvalidInputError, MeasurementError
+from rightbatch.core.errors import MeasurementError
 from rightbatch.core.facts import TaskFacts
 from rightbatch.core.progress import OnProgress
 from rightbatch.core.record import SCHEMA_VERSION, Record
@@ -31,37 +31,18 @@ from rightbatch.measure.pilot import Pilot
 from rightbatch.tasks.check import check_task, evaluate
 from rightbatch.tasks.task import Task
 from rightbatch.validate.branching import branch, plan_for
+from rightbatch.validate.critical_question import LOOKS, CriticalQuestion, pose_question, rate_share
 from rightbatch.validate.ledger import LEDGER, open_ledger, same_question, sole_owner
 from rightbatch.validate.one_sided import Bounds, keeps_up
+from rightbatch.validate.saved_run import restored_trunk
 from rightbatch.validate.work import Board, Job, Tell, once, run_chains
 from rightbatch.validate.workers import HowMany, workers_for
 
 CRITICAL = "critical.json"
 LEVEL = 0.05
-WINDOW_SHARE = 0.1
-"""Of the recipe's run: what every branch sees, at least."""
-FEWEST_UPDATES = 8
-"""Of the largest batch in a branch."""
-LOOKS = 4
-"""The loss is averaged over so many looks in the last quarter of a branch."""
 EVALUATED = 2000
 """Training examples that the loss is taken over, the same ones for every branch."""
 _EVALUATION_BATCH = 500
-
-
-class CriticalQuestion(Record):
-    """What was asked before the first branch; only more seeds may be asked for later."""
-
-    schema_version: Literal[1] = SCHEMA_VERSION
-    task: str
-    fingerprint: str
-    batch_sizes: tuple[int, ...]
-    points: tuple[int, ...]
-    """Examples seen at the points where branches begin."""
-    window_examples: int
-    seeds: int
-    tolerance: float
-    device: str
 
 
 class Branches(Record):
@@ -89,6 +70,7 @@ class _Setting(NamedTuple):
     task: Task
     facts: TaskFacts
     asked: CriticalQuestion
+    manifests: Mapping[int, Path]
     evaluated: list[Any]
 
 
@@ -97,7 +79,7 @@ def measure_critical(  # noqa: PLR0913 - what is measured, and then how
     batch_sizes: Sequence[int],
     *,
     out: Path | str,
-    points: Sequence[float] = (0.05, 0.2, 0.5),
+    points: Sequence[float] | Mapping[int, Path] = (0.05, 0.2, 0.5),
     seeds: int = 5,
     tolerance: float = 0.05,
     workers: HowMany = 1,
@@ -110,8 +92,9 @@ def measure_critical(  # noqa: PLR0913 - what is measured, and then how
         task: what ``load_task`` gave.
         batch_sizes: each the double of the one before.
         out: folder of the work.
-        points: shares of the recipe's run at which branches begin.
-        seeds: of weights and order; branches of one seed are paired.
+        points: shares of the recipe's run at which branches begin; or checkpoints by examples seen,
+            as ``read_run`` gives them with the task.
+        seeds: of weights and order, from checkpoints of order alone; branches of one seed are paired.
         tolerance: rise of the loss, as a share of it, that does not count.
         workers: processes to train in, or ``ray``.
         device: as torch names it.
@@ -119,62 +102,23 @@ def measure_critical(  # noqa: PLR0913 - what is measured, and then how
 
     Raises:
         InvalidInputError: batch sizes that do not double or exceed the data, a point outside the
-            run, fewer than 2 seeds, or a folder that was begun with another question.
+            run or where the schedule has ended, fewer than 2 seeds, a checkpoint that does not fit
+            the task, or a folder that was begun with another question.
         MeasurementError: today's recipe diverges, or the smallest batch does.
     """
     facts, folder = check_task(task, device), Path(out)
-    asked = _question(facts, batch_sizes, points, seeds, tolerance, device)
+    asked = pose_question(facts, batch_sizes, points, seeds, tolerance, device)
     count = min(EVALUATED, task.num_train_examples)
     chosen = np.random.default_rng(0).permutation(task.num_train_examples)[:count].tolist()
     subset = Subset(task.train_data, chosen)
     evaluated = list(DataLoader(subset, batch_size=_EVALUATION_BATCH, collate_fn=task.collate))
-    setting = _Setting(task, facts, asked, evaluated)
+    manifests = points if isinstance(points, Mapping) else {}
+    setting = _Setting(task, facts, asked, manifests, evaluated)
     with sole_owner(folder):
         same_question(folder / "question.json", asked, frozenset({"seeds"}))
         found = _summarise(asked, _run(setting, folder, workers, on_progress))
         write_record(folder / CRITICAL, found)
     return found
-
-
-def _question(
-    facts: TaskFacts,
-    batch_sizes: Sequence[int],
-    points: Sequence[float],
-    seeds: int,
-    tolerance: float,
-    device: str,
-) -> CriticalQuestion:
-    """Check what is asked, and set the length of the branches.
-
-    Raises:
-        InvalidInputError: as ``measure_critical`` says.
-    """
-    num = facts.num_train_examples
-    doubles = all(b == 2 * a for a, b in itertools.pairwise(batch_sizes))
-    if len(batch_sizes) < 2 or not doubles or batch_sizes[0] < 1 or batch_sizes[-1] > num:
-        found = f"batch sizes {', '.join(map(str, batch_sizes))}"
-        need = f"two or more that double, up to the {num:,} training examples"
-        raise InvalidInputError(found, need=need, hint="--batch 32:1024")
-    if not points or min(points) < 0 or max(points) > 1:
-        found, hint = f"points {', '.join(f'{p:g}' for p in points)}", "--points 0.05,0.2,0.5"
-        raise InvalidInputError(found, need="shares of the recipe's run, from 0 to 1", hint=hint)
-    if seeds < 2 or not 0 < tolerance < math.inf:
-        found, hint = f"{seeds} seed(s) and tolerance {tolerance:g}", "--seeds 5"
-        raise InvalidInputError(found, need="2 seeds or more, and a tolerance above 0", hint=hint)
-    whole = facts.recipe.total_examples(facts.recipe.batch_size, num)
-    # A quarter must be a whole number of updates, also of the largest batch.
-    unit = LOOKS * batch_sizes[-1]
-    updates = max(FEWEST_UPDATES // LOOKS, round(WINDOW_SHARE * whole / unit))
-    return CriticalQuestion(
-        task=facts.name,
-        fingerprint=facts.fingerprint,
-        batch_sizes=tuple(batch_sizes),
-        points=tuple(sorted({round(share * whole) for share in points})),
-        window_examples=unit * updates,
-        seeds=seeds,
-        tolerance=tolerance,
-        device=device,
-    )
 
 
 def _run(
@@ -199,17 +143,21 @@ def _branches(setting: _Setting, job: Job, tell: Tell) -> Branches:
     """Train every branch of one seed from one point."""
     assert isinstance(job, BranchJob)
     task, asked = setting.task, setting.asked
-    trunk = trained_trunk(task, job.point, device=asked.device, seed=job.seed)
+    if manifest := setting.manifests.get(job.point):
+        trunk = restored_trunk(task, manifest, device=asked.device, seed=job.seed)
+    else:
+        trunk = trained_trunk(task, job.point, device=asked.device, seed=job.seed)
     losses: list[float | None] = []
     for number, size in enumerate(asked.batch_sizes):
         tell(number / len(asked.batch_sizes), f"batch {size}")
-        losses.append(_branch_loss(setting, trunk, size))
+        losses.append(_branch_loss(setting, trunk, size, job.point))
     return Branches(losses=tuple(losses))
 
 
-def _branch_loss(setting: _Setting, trunk: Pilot, size: int) -> float | None:
+def _branch_loss(setting: _Setting, trunk: Pilot, size: int, point: int) -> float | None:
     """Mean training loss of the weights over the looks in the last quarter of a branch."""
-    run = branch(trunk, plan_for(setting.facts, size))
+    share = rate_share(setting.facts, setting.asked, point)
+    run = branch(trunk, plan_for(setting.facts, size), share)
     total = setting.asked.window_examples
     last = total // LOOKS
     looks = min(LOOKS, last // size)
@@ -281,6 +229,7 @@ def _summarise(asked: CriticalQuestion, rows: dict[int, list[tuple[float | None,
         window_examples=asked.window_examples,
         tolerance=asked.tolerance,
         level=LEVEL,
+        checkpoints=asked.checkpoints,
         definition=Definition(
             name="B*",
             value=None if high is None else math.sqrt(low * high),
