@@ -30,6 +30,9 @@ RHO = 0.05
 """Radius of SAM sharpness (Foret et al. 2021, arXiv:2010.01412, Sec. 3.1)."""
 
 Product = Callable[[Tensor], Tensor]
+Products = Callable[[Sequence[Tensor]], Sequence[Tensor]]
+_AT_ONCE = 10
+"""Vectors of a trace that share a graph: more save little and cost memory."""
 
 
 class Eigenvalues(NamedTuple):
@@ -101,7 +104,7 @@ class Curvature:
 
     def gradient(self) -> Tensor:
         """Of the mean loss, [D]."""
-        return self._mean(lambda total: torch.autograd.grad(total, self.parameters))
+        return self._mean(lambda total: [_flat(torch.autograd.grad(total, self.parameters))])[0]
 
     def product(self, vector: Tensor) -> Tensor:
         """H v for a vector [D].
@@ -109,13 +112,29 @@ class Curvature:
         Raises:
             InvalidTaskError: the loss cannot be differentiated twice.
         """
-        parts = _split(vector, self.parameters)
+        return self.products([vector])[0]
 
-        def twice(total: Tensor) -> Sequence[Tensor]:
-            gradients = torch.autograd.grad(total, self.parameters, create_graph=True)
-            inner = sum((g * part).sum() for g, part in zip(gradients, parts, strict=True))
-            assert isinstance(inner, Tensor)
-            return torch.autograd.grad(inner, self.parameters, materialize_grads=True)
+    def products(self, vectors: Sequence[Tensor]) -> list[Tensor]:
+        """H v for each of some vectors [D], which share the gradient's graph of every batch.
+
+        Raises:
+            InvalidTaskError: the loss cannot be differentiated twice.
+        """
+
+        def twice(total: Tensor) -> list[Tensor]:
+            gradient = torch.autograd.grad(total, self.parameters, create_graph=True)
+            return [
+                _flat(
+                    torch.autograd.grad(
+                        gradient,
+                        self.parameters,
+                        _split(vector, self.parameters),
+                        retain_graph=True,
+                        materialize_grads=True,
+                    )
+                )
+                for vector in vectors
+            ]
 
         try:
             return self._mean(twice)
@@ -127,16 +146,16 @@ class Curvature:
             need = "a loss that can be differentiated twice"
             raise InvalidTaskError(found, need=need, hint=hint) from error
 
-    def _mean(self, derivative: Callable[[Tensor], Sequence[Tensor]]) -> Tensor:
-        """A derivative of the mean loss, flat, summed over the batches."""
-        summed, count = None, 0.0
+    def _mean(self, derive: Callable[[Tensor], Sequence[Tensor]]) -> list[Tensor]:
+        """What is derived from each batch's total loss, summed over the batches, per target."""
+        summed: list[Tensor] = []
+        count = 0.0
         for batch, size in self.batches:
             total, targets = self._term(batch, size)
-            flat = torch.cat([part.reshape(-1) for part in derivative(total)])
-            summed = flat if summed is None else summed + flat
+            derived = derive(total)
+            summed = [a + b for a, b in zip(summed, derived, strict=True)] if summed else [*derived]
             count += targets
-        assert summed is not None
-        return summed / count
+        return [one / count for one in summed]
 
     def _term(self, batch: Any, size: int) -> tuple[Tensor, float]:
         with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
@@ -179,22 +198,25 @@ def top_eigenvalues(
     return Eigenvalues(tuple(values[top].tolist()), tuple(residuals[top].tolist()))
 
 
-def estimate_trace(product: Product, like: Tensor, *, samples: int = SAMPLES, seed: int = 0) -> Trace:
+def estimate_trace(products: Products, like: Tensor, *, samples: int = SAMPLES, seed: int = 0) -> Trace:
     """Trace by Hutchinson's estimator: the mean of z'Hz over random signs z.
 
     Unbiased; the variance of a sample is 2 (|H|_F^2 - sum of H_ii^2) (Hutchinson 1990).
 
     Args:
-        product: ``v -> H v``.
+        products: ``[v, ...] -> [H v, ...]``.
         like: a vector [D] that gives size, precision and device.
         samples: at least 2.
         seed: of the signs.
     """
     generator = torch.Generator().manual_seed(seed)
     found: list[float] = []
-    for _ in range(samples):
-        signs = (2 * torch.randint(2, (like.numel(),), generator=generator) - 1).to(like)
-        found.append(float(signs @ product(signs)))
+    for start in range(0, samples, _AT_ONCE):
+        drawn = [
+            (2 * torch.randint(2, (like.numel(),), generator=generator) - 1).to(like)
+            for _ in range(min(_AT_ONCE, samples - start))
+        ]
+        found += [float(z @ image) for z, image in zip(drawn, products(drawn), strict=True)]
     return Trace(float(np.mean(found)), float(np.std(found, ddof=1)) / math.sqrt(samples))
 
 
@@ -208,7 +230,7 @@ def sam_sharpness(curvature: Curvature, rho: float = RHO, *, adaptive: bool = Fa
             a rescaling of weights leaves as it is (Kwon et al. 2021, arXiv:2102.11600, Eq. 6).
     """
     before, gradient = curvature.loss(), curvature.gradient()
-    weights = torch.cat([p.detach().reshape(-1) for p in curvature.parameters])
+    weights = _flat([p.detach() for p in curvature.parameters])
     scale = weights.abs() if adaptive else torch.ones_like(weights)
     norm = (scale * gradient).norm()
     if float(norm) == 0:
@@ -223,9 +245,9 @@ def sam_sharpness(curvature: Curvature, rho: float = RHO, *, adaptive: bool = Fa
 def inspect_sharpness(task: Task, model: nn.Module, *, device: str = "cpu") -> dict[str, float]:
     """Largest eigenvalue, trace and SAM sharpness at a solution, each beside what it depends on."""
     curvature = Curvature.at(task, model, device=device)
-    like = torch.cat([p.detach().reshape(-1) for p in curvature.parameters])
+    like = _flat([p.detach() for p in curvature.parameters])
     top = top_eigenvalues(curvature.product, like, iterations=40)
-    trace = estimate_trace(curvature.product, like)
+    trace = estimate_trace(curvature.products, like)
     return {
         "largest_eigenvalue": top.values[0],
         "largest_eigenvalue_residual": top.residuals[0],
@@ -240,6 +262,10 @@ def inspect_sharpness(task: Task, model: nn.Module, *, device: str = "cpu") -> d
 
 def _tridiagonal(diagonal: Sequence[float], beside: Sequence[float]) -> np.ndarray:
     return np.diag(diagonal) + np.diag(beside, 1) + np.diag(beside, -1)
+
+
+def _flat(pieces: Sequence[Tensor]) -> Tensor:
+    return torch.cat([piece.reshape(-1) for piece in pieces])
 
 
 def _split(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
