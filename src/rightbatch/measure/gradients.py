@@ -89,7 +89,9 @@ def sample_gradients(
             found, need="finite gradients", hint="lower Recipe.lr: training diverges"
         )
     for parameter, gradient in zip(parameters, whole.total, strict=True):
-        parameter.grad = gradient
+        # Some optimizers take sparse gradients only.
+        is_sparse = parameter.grad is not None and parameter.grad.is_sparse
+        parameter.grad = gradient.to_sparse(1) if is_sparse else gradient
     small_weighted, big_weighted = (
         weighted.finish(scale) if preconditioner is not None else (None, None)
     )

@@ -98,16 +98,22 @@ def build_optimizer(constants: Constants, model: nn.Module, learning_rate: float
 
     Raises:
         InvalidInputError: the name is unknown, or the optimizer takes no such constant.
-        InvalidTaskError: building it fails.
+        InvalidTaskError: building it fails, or its step wants a closure.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     make, given = _optimizer_factory(constants)
     try:
-        return make(parameters, learning_rate, **given)
+        optimizer = make(parameters, learning_rate, **given)
     except Exception as error:
         found = f"{constants.optimizer_name} raised {type(error).__name__}: {error}"
         hint = "build it over model.parameters() in Python"
         raise InvalidTaskError(found, need="an optimizer for this model", hint=hint) from error
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        found = f"{constants.optimizer_name}, whose step calls a closure for the loss again and again"
+        need = "an optimizer that takes one gradient per step"
+        raise InvalidTaskError(found, need=need, hint="use adamw or sgd")
+    return optimizer
 
 
 def _optimizer_factory(constants: Constants) -> tuple[Any, dict[str, Any]]:

@@ -176,6 +176,11 @@ def _check_loss(task: Task, model: nn.Module, batch: Any, device: str) -> None:
         hint = "look for log(0), division by 0 or bad inputs"
         raise InvalidTaskError(found, need="a finite loss at initialisation", hint=hint)
     loss.total.backward()
+    sparse = [n for n, p in model.named_parameters() if p.grad is not None and p.grad.is_sparse]
+    if sparse and task.recipe.clip_norm is not None:
+        found = f"clip_norm = {task.recipe.clip_norm:g} with sparse gradients of {sparse[0]}"
+        hint = "leave out Recipe.clip_norm, or build the embedding with sparse=False"
+        raise InvalidTaskError(found, need="dense gradients, which torch can clip", hint=hint)
     model.zero_grad(set_to_none=True)
 
 

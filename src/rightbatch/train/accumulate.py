@@ -173,7 +173,7 @@ def accumulate_window(
     gradients: list[Any] = [p.grad for p in replica.parameters if p.grad is not None]
     if replica.is_sharded:
         gradients = [gradient.to_local() for gradient in gradients]
-    norms = torch._foreach_norm(gradients)  # pyright: ignore[reportPrivateUsage]
+    norms = torch._foreach_norm([_values(g) for g in gradients])  # pyright: ignore[reportPrivateUsage]
     if replica.is_sharded:
         norms = ranks.sum(torch.stack(norms).double().square()).sqrt().unbind()
     totals, found, told, lengths = _tell(losses, norms, signals(), ranks)
@@ -307,6 +307,11 @@ def _refuse_other_counts(counted: Mapping[str, float], found: Mapping[str, float
 def scale_gradients(gradients: list[Tensor], factor: float) -> None:
     """Multiply all gradients in place, in one call."""
     torch._foreach_mul_(gradients, factor)  # pyright: ignore[reportPrivateUsage]
+
+
+def _values(gradient: Tensor) -> Tensor:
+    """What its norm is taken over; rows that a sparse gradient holds twice are added first."""
+    return gradient.coalesce().values() if gradient.is_sparse else gradient
 
 
 def _device(model: nn.Module) -> torch.device:

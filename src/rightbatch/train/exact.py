@@ -119,7 +119,9 @@ def measure_drifts(
             found = f"in float64 it raised {type(error).__name__}: {error}"
             hint = "take dtypes from the inputs instead of writing torch.float32"
             raise InvalidTaskError(found, need="a model and loss that run in it", hint=hint) from error
-        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        return torch.cat([
+            p.grad.to_dense().flatten() for p in model.parameters() if p.grad is not None
+        ])
 
     def drift(cause: str) -> Drift:
         whole = [[example for piece in pieces for example in piece]]

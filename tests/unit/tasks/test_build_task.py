@@ -244,3 +244,8 @@ def test_a_data_set_that_reads_batches_is_asked_for_batches() -> None:
     x, y = collate(tiny.task(train_data=Many()), [3, 1])
     assert x.tolist() == [[3.0, 3.0], [1.0, 1.0]]
     assert y.tolist() == [3, 1]
+
+
+def test_an_optimizer_that_calls_the_loss_itself_is_refused() -> None:
+    with pytest.raises(InvalidTaskError, match="whose step calls a closure"):
+        build_optimizer(recipe(optimizer="lbfgs"), nn.Linear(3, 1), 0.1)
