@@ -201,13 +201,15 @@ def next_steps(
 def _prediction(plan: Plan, facts: TaskFacts) -> str:
     assert plan.predicted is not None
     seconds = plan.predicted.seconds_to_target_ratio
+    examples = plan.predicted.examples_to_target_ratio
+    undecided = seconds.high is None or (seconds.low or 0) <= 1 <= seconds.high
+    fewer = examples.high is not None and examples.high < 1
     text = f"predicted {interval_text(seconds)} of today's time to {goal_text(facts)}"
-    if seconds.high is None or (seconds.low or 0) <= 1 <= seconds.high:
+    if undecided:
         chance = percent(plan.predicted.probability_better)
         text += f", so whether it is sooner is not decided ({chance} likely)"
-    elif seconds.value > 1:
-        examples = interval_text(plan.predicted.examples_to_target_ratio)
-        text += f", for {examples} of its examples"
+    if fewer if undecided else seconds.value > 1:
+        text += f", for {interval_text(examples)} of its examples"
     return text
 
 

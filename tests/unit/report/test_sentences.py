@@ -21,8 +21,10 @@ DEMO = Path("demo")
 FACTS = records.task_facts()
 
 
-def predicted(seconds: Interval, probability: float = 0.98) -> Plan:
-    examples = Interval(value=0.5, low=0.4, high=0.6)
+FEWER = Interval(value=0.5, low=0.4, high=0.6)
+
+
+def predicted(seconds: Interval, probability: float = 0.98, examples: Interval = FEWER) -> Plan:
     prediction = Prediction(
         seconds_to_target_ratio=seconds,
         examples_to_target_ratio=examples,
@@ -45,6 +47,14 @@ def test_an_interval_around_one_is_called_undecided() -> None:
     text = answer_sentence(plan, FACTS)
     assert "0.93 (0.70 to 1.3) of today's time" in text
     assert "whether it is sooner is not decided (64 % likely)" in text
+
+
+def test_where_the_time_is_undecided_fewer_examples_are_what_the_plan_buys() -> None:
+    seconds = Interval(value=1.0, low=0.84, high=1.3)
+    text = answer_sentence(predicted(seconds, probability=0.37), FACTS)
+    assert "not decided (37 % likely), for 0.50 (0.40 to 0.60) of its examples" in text
+    as_many = Interval(value=0.9, low=0.7, high=1.1)
+    assert "examples" not in answer_sentence(predicted(seconds, examples=as_many), FACTS)
 
 
 def test_an_open_interval_is_called_undecided() -> None:
