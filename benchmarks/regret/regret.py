@@ -3,7 +3,8 @@
 Time to the target of a batch is the sweep's updates to the target times seconds per update. Seconds
 are a + c B for four ratios a/c, so that the same sweep stands for devices from "throughput saturates
 at 8 examples" to 512; strategies see the noise measured by ``rightbatch plan`` before the sweep and
-those seconds, never the sweep. Regret is the time of the chosen batch over that of the best.
+those seconds, never the sweep, nor does the calibration of noise scales that plans go by know it.
+Regret is the time of the chosen batch over that of the best.
 
     rightbatch plan digits --out benchmarks/results/regret/digits     # on a quiet machine
     python benchmarks/regret/regret.py digits digits-cnn ...
@@ -15,6 +16,7 @@ import json
 import math
 import sys
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from statistics import geometric_mean, median
 from typing import Any
@@ -27,6 +29,8 @@ from common import save
 from rightbatch.core.plan import Plan
 from rightbatch.core.samples import Measurements, StepTiming
 from rightbatch.core.store import read_record
+from rightbatch.fit import steps_model
+from rightbatch.fit.calibration import SWEEPS, calibrate
 from rightbatch.fit.models import fit_models
 from rightbatch.fit.noise_scale import average_over_training, noise_over_training
 from rightbatch.plan.planner import make_plan
@@ -101,6 +105,8 @@ def choices(
 
 
 def study(name: str) -> dict[str, Any]:
+    others = [sweep for sweep in SWEEPS if sweep.name != name]
+    steps_model.calibrate = partial(calibrate, sweeps=others)
     steps = read_sweep(name)
     sizes = sorted(steps)
     measurements = read_record(RESULTS / name / "measurements.json", Measurements)

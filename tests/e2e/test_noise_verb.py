@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from cli_runner import assert_three_parts, run_cli
+from rightbatch.fit.calibration import calibrate
 
+FACTOR = calibrate("adam", preconditioned=True).factor
 RARE = """
 import torch
 from torch import nn
@@ -63,7 +65,7 @@ def test_saved_samples_give_points_heading_gains_and_the_critical_batch_size(sav
     assert document["batch_size"] == 32
     critical = document["critical_batch_size"]
     assert critical["low"] < critical["value"] < critical["high"]
-    assert critical["value"] == pytest.approx(1.66 * document["summary"]["noise_scale"])
+    assert critical["value"] == pytest.approx(FACTOR * document["summary"]["noise_scale"])
     assert [gain["batch_size"] for gain in document["gains"]] == [4, 8, 16, 32, 64, 128, 256]
     today = document["gains"][3]
     assert today["steps_ratio"] == pytest.approx({"value": 1.0, "low": 1.0, "high": 1.0})
@@ -84,7 +86,7 @@ def test_people_get_a_chart_and_sentences(saved: Path) -> None:
     assert any("The noise scale is growing: x" in line for line in lines)
     assert any(line.rstrip().endswith("today") for line in lines)
     assert any("An interval of 1 % either way takes about" in line for line in lines)
-    assert any("1.66 x the noise scale, within a factor of 1.7" in line for line in lines)
+    assert any(f"{FACTOR:g} x the noise scale, within a factor of 1." in line for line in lines)
 
 
 def test_the_wanted_precision_is_forecast_in_samples(saved: Path) -> None:

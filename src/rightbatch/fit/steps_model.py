@@ -14,17 +14,10 @@ from numpy.typing import NDArray
 
 from rightbatch.core.facts import OptimizerFamily
 from rightbatch.core.plan import Interval
+from rightbatch.fit.calibration import calibrate
 from rightbatch.fit.intervals import NORMAL_QUANTILE
 from rightbatch.fit.noise_scale import NoiseScale
 
-# Critical batch size of a sweep over the noise scale measured inside it: geometric mean and log
-# standard deviation (docs/noise.md lists the sweeps). 4 SGD and 5 Adam sweeps of small networks.
-CALIBRATION: dict[tuple[str, bool], tuple[float, float]] = {
-    ("sgd", False): (1.18, 0.25),
-    ("adam", True): (1.66, 0.54),
-    ("adam", False): (2.42, 0.48),
-    ("other", False): (1.5, 0.7),  # wide enough to hold both families
-}
 # An undecided noise scale is only known from below; its upper end is taken this far above.
 UNDECIDED_RANGE = 30.0
 
@@ -130,7 +123,7 @@ def fit_steps(noise: NoiseScale, family: OptimizerFamily, *, preconditioned: boo
         family: of the optimizer; the calibration depends on it.
         preconditioned: whether the norms were weighted by Adam's preconditioner.
     """
-    factor, log_sd = CALIBRATION[family, preconditioned and family == "adam"]
+    factor, log_sd = calibrate(family, preconditioned=preconditioned and family == "adam")
     if noise.noise_scale is None or noise.high is None:
         low = max(noise.low, 1.0) * factor / float(np.exp(NORMAL_QUANTILE * log_sd))
         high = max(noise.low, 1.0) * factor * UNDECIDED_RANGE

@@ -3,6 +3,7 @@
 import pytest
 
 import known
+from rightbatch.fit.calibration import calibrate
 from rightbatch.fit.models import fit_models
 
 
@@ -60,4 +61,4 @@ def test_preconditioned_norms_are_preferred_and_calibrated_as_such() -> None:
     assert models.noise is not None
     assert models.noise.noise_scale == pytest.approx(40.0)
     assert models.steps is not None
-    assert models.steps.calibration == 1.66
+    assert models.steps.calibration == calibrate("adam", preconditioned=True).factor

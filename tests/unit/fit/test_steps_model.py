@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rightbatch.fit.calibration import calibrate
 from rightbatch.fit.intervals import NORMAL_QUANTILE
 from rightbatch.fit.noise_scale import NoiseScale
 from rightbatch.fit.steps_model import (
-    CALIBRATION,
     UNDECIDED_RANGE,
     StepsModel,
     batches_around,
@@ -53,7 +53,7 @@ def test_at_the_critical_batch_size_examples_double_over_the_smallest() -> None:
 
 def test_a_decided_scale_is_calibrated_and_its_errors_add_in_squares() -> None:
     model = fit_steps(noise(100.0, 80.0, 125.0), "sgd", preconditioned=False)
-    factor, log_sd = CALIBRATION["sgd", False]
+    factor, log_sd = calibrate("sgd", preconditioned=False)
     half = np.hypot(np.log(1.25), NORMAL_QUANTILE * log_sd)
     assert model.critical_batch_size == pytest.approx(100 * factor)
     assert np.log(model.high / model.critical_batch_size) == pytest.approx(half)
@@ -63,25 +63,21 @@ def test_a_decided_scale_is_calibrated_and_its_errors_add_in_squares() -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "preconditioned", "key"),
-    [
-        ("sgd", True, ("sgd", False)),
-        ("adam", True, ("adam", True)),
-        ("adam", False, ("adam", False)),
-        ("other", True, ("other", False)),
-    ],
+    ("family", "preconditioned", "taken"),
+    [("sgd", True, False), ("adam", True, True), ("adam", False, False), ("other", True, False)],
 )
 def test_the_calibration_is_that_of_the_optimizer(
-    family: str, preconditioned: bool, key: tuple[str, bool]
+    family: str, preconditioned: bool, taken: bool
 ) -> None:
     model = fit_steps(noise(100.0, 99.0, 101.0), family, preconditioned=preconditioned)  # type: ignore[arg-type]
-    assert (model.calibration, model.calibration_log_sd) == CALIBRATION[key]
+    wanted = calibrate(family, preconditioned=taken)  # type: ignore[arg-type]
+    assert (model.calibration, model.calibration_log_sd) == wanted
 
 
 @pytest.mark.parametrize("scale", [noise(None, 50.0, None), noise(300.0, 50.0, None)])
 def test_an_undecided_scale_reaches_a_stated_range_above_its_bound(scale: NoiseScale) -> None:
     model = fit_steps(scale, "sgd", preconditioned=False)
-    factor, log_sd = CALIBRATION["sgd", False]
+    factor, log_sd = calibrate("sgd", preconditioned=False)
     assert not model.decided
     assert model.low == pytest.approx(50 * factor / np.exp(NORMAL_QUANTILE * log_sd))
     assert model.high == pytest.approx(50 * factor * UNDECIDED_RANGE)

@@ -10,8 +10,8 @@ from rightbatch.core.errors import InvalidInputError
 from rightbatch.core.plan import BatchSchedule, BatchScheduleKind, Decision, Plan
 from rightbatch.core.schedule import batch_rate_factor, batch_size_at
 from rightbatch.core.sources import SOURCES
+from rightbatch.fit.calibration import calibrate
 from rightbatch.fit.models import fit_models
-from rightbatch.fit.steps_model import CALIBRATION
 from rightbatch.plan.planner import make_plan
 from rightbatch.plan.toml import read_plan, write_plan
 from rightbatch.plan.wishes import Wishes
@@ -121,7 +121,7 @@ def test_the_promised_time_is_the_sum_over_the_pilots_progress() -> None:
     assert found.batch_schedule is not None
     measured = known.measurements(gradients=growing(100.0))
     noise = fit_models(measured).noise_points
-    factor = CALIBRATION["sgd", False][0]
+    factor = calibrate("sgd", preconditioned=False).factor
     update = {c.global_batch_size: c.update_seconds for c in found.candidates}
     one, grown = 0.0, 0.0
     batch = found.global_batch_size

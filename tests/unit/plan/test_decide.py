@@ -10,7 +10,7 @@ import known
 from rightbatch.core.plan import Decision, Plan
 from rightbatch.core.recipe import Recipe
 from rightbatch.core.schedule import rate_at
-from rightbatch.fit.steps_model import CALIBRATION
+from rightbatch.fit.calibration import calibrate
 from rightbatch.plan.planner import make_plan
 
 DEAR = known.Laws(noise_scale=1e4, optimizer_seconds=1e-2)  # asks for a large batch
@@ -33,7 +33,7 @@ def decision(of: Plan, name: str) -> Decision:
 
 def test_a_rate_that_rises_warms_up_from_todays_rate_over_a_share_of_the_run() -> None:
     found = plan(DEAR)
-    batch, critical = found.global_batch_size, 1e4 * CALIBRATION["sgd", False][0]
+    batch, critical = found.global_batch_size, 1e4 * calibrate("sgd", preconditioned=False).factor
     assert batch > 4 * 32
     rise = (1 + critical / 32) / (1 + critical / batch)
     assert found.learning_rate == pytest.approx(0.1 * rise)

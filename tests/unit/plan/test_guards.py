@@ -8,6 +8,7 @@ import pytest
 import known
 from rightbatch.core.plan import Candidate, Interval
 from rightbatch.core.sources import SOURCES
+from rightbatch.fit.calibration import calibrate
 from rightbatch.fit.models import fit_models
 from rightbatch.fit.stability import Stability
 from rightbatch.plan import guards
@@ -102,7 +103,7 @@ def test_few_updates_speak_below_a_hundred() -> None:
 
 
 def test_beyond_the_critical_batch_the_examples_are_said() -> None:
-    laws = known.Laws(noise_scale=20.0)  # critical 23.6
+    laws = known.Laws(noise_scale=24.0 / calibrate("sgd", preconditioned=False).factor)
     assert "about 24 examples: it needs 3.7 x" in text(guards.beyond_critical, situation(laws))
     assert guards.beyond_critical(situation()) is None
 
