@@ -27,6 +27,8 @@ from rightbatch.core.errors import (
 from rightbatch.core.progress import Progress
 from rightbatch.core.recipe import Recipe, Target
 from rightbatch.core.record import Record
+from rightbatch.core.run import Run
+from rightbatch.core.store import read_record
 from rightbatch.core.sweep import Arm
 from rightbatch.tasks.task import Loss, Task
 from rightbatch.validate.ledger import LEDGER, StudyStoppedError, open_ledger
@@ -237,6 +239,31 @@ def test_kills_of_the_parent_lose_and_repeat_nothing_and_leave_nobody_behind(tmp
     assert answers(tmp_path) == answers(tmp_path / "whole")
 
 
+def test_a_worker_in_the_middle_of_a_long_step_ends_with_its_parent(tmp_path: Path) -> None:
+    def study() -> None:
+        own = os.getpid()
+
+        def wait() -> None:
+            if os.getpid() != own:
+                (tmp_path / str(os.getpid())).touch()
+                time.sleep(120)  # and tells its parent nothing
+
+        swept(tmp_path / "s", task(wait), seeds=1)
+
+    parent = multiprocessing.get_context("fork").Process(target=study)
+    parent.start()
+    deadline = time.monotonic() + 60
+    while len(pids := [path.name for path in tmp_path.iterdir() if path.name.isdigit()]) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    parent.kill()
+    parent.join()
+    deadline = time.monotonic() + 20
+    while left := [pid for pid in pids if alive(int(pid))]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.01)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stop_saves_the_runs_of_all_workers_where_they_stand(
     number: signal.Signals, code: int, tmp_path: Path
@@ -255,10 +282,11 @@ def test_a_stop_saves_the_runs_of_all_workers_where_they_stand(
     with pytest.raises(StudyStoppedError, match=r"stopped by .* with 2 run\(s\) at work") as stopped:
         validate(task(ask_to_stop), 16, out=tmp_path / "s", seeds=2, workers=2)
     assert stopped.value.exit_code == code
-    assert {path.parts[-3] for path in tmp_path.glob("s/runs/*/checkpoints/*")} == {
-        "reference-seed0",
-        "candidate-seed0",
+    outcomes = {
+        path.parent.name: read_record(path, Run) for path in tmp_path.glob("s/runs/*/outcome.json")
     }
+    assert outcomes.keys() == {"reference-seed0", "candidate-seed0"}
+    assert all(run.outcome.can_resume and run.examples < 5 * 48 for run in outcomes.values())
     found = validate(task(), 16, out=tmp_path / "s", seeds=2, workers=2)
     whole = validate(task(), 16, out=tmp_path / "t", seeds=2)
     assert [run.metrics for run in found.runs] == [run.metrics for run in whole.runs]
