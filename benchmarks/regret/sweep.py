@@ -2,7 +2,8 @@
 
 One line of JSON per run is appended to results/regret/TASK.jsonl, so an interrupted sweep goes on
 where it stopped. Runs hold their rate constant, evaluate about a hundred times on the way, and stop
-at the target (interpolated between two evaluations), or as censored at the cap.
+at the target (interpolated between two evaluations), or as censored at the cap, or after four times the
+updates that another rate of the same batch and seed took.
 
     python benchmarks/regret/sweep.py digits [--minutes 30]
 """
@@ -34,6 +35,8 @@ LARGER = {"fashion-mnist": 2}
 RATE_FACTORS = (0.5, 1.0, 2.0, 4.0, 8.0)
 SEEDS = (0, 1)
 EVALUATIONS = 100
+HOPELESS = 4
+"""Times the updates of the best rate so far; runs of earlier sweeps went on to the cap."""
 EVALUATED = 2000  # validation examples, the first ones
 # Target and cap in examples: where a run at today's batch takes about a minute on one core.
 TARGETS: dict[str, tuple[float, int]] = {
@@ -51,7 +54,16 @@ def rule_rate(task: Task, batch_size: int) -> float:
     return task.recipe.lr * (batch_size / task.recipe.batch_size) ** power
 
 
-def run(task: Task, batch_size: int, rate: float, seed: int, target: float, cap: int) -> dict[str, Any]:
+def note(best: dict[tuple[int, int], float], line: dict[str, Any]) -> None:
+    """Remember the fewest updates to the target of a batch and seed."""
+    key = line["batch_size"], line["seed"]
+    if line["outcome"] == "reached":
+        best[key] = min(best.get(key, math.inf), line["updates"])
+
+
+def run(task: Task, batch_size: int, rate: float, seed: int, most: float) -> dict[str, Any]:
+    """Train until the target, or for ``most`` examples."""
+    target, cap = TARGETS[task.name]
     recipe = task.recipe.replace(batch_size=batch_size, lr=rate, schedule="constant", warmup_examples=0)
     pilot = Pilot(task=replace(task, recipe=recipe), device="cpu", seed=seed, total_examples=cap)
     count = min(EVALUATED, task.num_valid_examples)
@@ -60,7 +72,7 @@ def run(task: Task, batch_size: int, rate: float, seed: int, target: float, cap:
     metric, better = task.target.metric, 1 if task.target.higher_is_better else -1
     every = max(1, round(cap / EVALUATIONS / batch_size))
     updates, previous = 0, None
-    while pilot.examples_seen < cap:
+    while pilot.examples_seen < most:
         try:
             for _ in range(every):
                 pilot.update()
@@ -90,19 +102,23 @@ def main() -> None:
     deadline = time.monotonic() + 60 * options.minutes
     for name in options.tasks:
         task, path = load_task(name), RESULTS / f"{name}.jsonl"
-        target, cap = TARGETS[name]
         lines = path.read_text().splitlines() if path.exists() else []
         done = {(r["batch_size"], r["factor"], r["seed"]) for r in map(json.loads, lines)}
         # Seeds outermost: half a sweep is a sweep with one seed.
         sizes = [size * LARGER.get(name, 1) for size in BATCH_SIZES]
+        best: dict[tuple[int, int], float] = {}
+        for one in map(json.loads, lines):
+            note(best, one)
         for seed, size, factor in product(SEEDS, sizes, RATE_FACTORS):
             if (size, factor, seed) in done or size > task.num_train_examples:
                 continue
             if time.monotonic() > deadline:
                 return
             rate = factor * rule_rate(task, size)
-            result = run(task, size, rate, seed, target, cap)
+            most = min(TARGETS[name][1], HOPELESS * best.get((size, seed), math.inf) * size)
+            result = run(task, size, rate, seed, most)
             line = {"batch_size": size, "factor": factor, "rate": rate, "seed": seed} | result
+            note(best, line)
             with path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
 

@@ -243,8 +243,9 @@ def of_magnitude(study: Study, laws: dict[str, Any]) -> tuple[str, str]:
     lengths = [g["rows"][-1]["length"] / g["rows"][0]["length"] for g in found]
     low, high = bounds(lengths)
     last = study.metric("average_precision", "biased+prior-bias", 64)
+    updates = study.of("biased+prior-bias", 64)[0]["windows"] // 64
     text = f"length of the positives' gradient at batch 64 over that at 1: {spread(lengths, 2)};"
-    text += f" average precision after 50 updates of 64: {spread(last)}"
+    text += f" average precision after {updates} updates of 64: {spread(last)}"
     return ("false" if low > 0.5 and high < 2 else OPEN), text
 
 
