@@ -97,7 +97,7 @@ def test_without_plotly_the_verdict_is_given_and_the_missing_page_explained(
     [
         (["--batch", "16", "--budget", "0runs"], "--budget '0runs'", "write 20runs, or 10m"),
         (["--batch", "16", "--budget", "soon"], "--budget 'soon'", "write 20runs, or 10m"),
-        (["--sweep", "2:8", "--budget", "5runs"], "--budget with --sweep", "--batch 256"),
+        (["--sweep", "2:8", "--budget", "soon"], "--budget 'soon'", "write 20runs, or 10m"),
         (["--sweep", "2:8", "--remedy"], "--remedy with --sweep", "--batch 256"),
         (["--batch", "16", "--seeds", "1"], "1 seed(s)", "--seeds 3"),
         (["--batch", "16", "--margin", "0"], "margin = 0", "--margin 0.005"),
@@ -146,6 +146,18 @@ def test_a_sweep_answers_with_a_fit_and_without_plotly_it_says_why_there_is_no_p
     assert "no picture was drawn: plotly is not installed" in bare.err
     assert bare.document["files"].keys() == {"sweep"}
     assert bare.document["points"] == drawn.document["points"]
+
+
+def test_a_sweep_with_a_budget_stops_there_and_the_next_call_goes_on(spec: str) -> None:
+    asked = ("validate", spec, "--sweep", "4:16", "--seeds", "2", "--out")
+    first = run_cli(*asked, "s", "--budget", "5runs")
+    assert_three_parts(
+        first, code=1, found="ended with 5 of about 24 runs", need="all of them", hint="again: s"
+    )
+    rest = run_cli(*asked, "s", "--budget", "1h", "--json")
+    whole = run_cli(*asked, "whole", "--json")
+    assert rest.document["points"] == whole.document["points"]
+    assert len(rest.document["arms"]) == len(whole.document["arms"])
 
 
 def test_workers_make_the_same_runs(spec: str) -> None:

@@ -68,33 +68,42 @@ def validate(  # noqa: PLR0913 - each its own
 
     Raises:
         InvalidInputError: not exactly one of --plan, --batch and --sweep is given, --rates without
-            --sweep, or --remedy or --budget with it.
+            --sweep, or --remedy with it.
     """
     given = [f"--{n}" for n, v in (("plan", plan), ("batch", batch), ("sweep", sweep)) if v is not None]
     if len(given) != 1:
         found = f"{' and '.join(given)} together" if given else "nothing to compare"
         hint = "--batch 256, --plan plan.toml or --sweep 8:512"
         raise InvalidInputError(found, need="one of --plan, --batch and --sweep", hint=hint)
+    from rightbatch.validate.allowance import parse_allowance
+
     at_once = option("--workers", parse_workers, workers)
+    runs, until = option("--budget", parse_allowance, budget) if budget else (None, None)
     if sweep is not None:
-        _refuse_with_sweep(remedy=remedy, budget=budget is not None)
+        if remedy:
+            found, hint = "--remedy with --sweep", "--batch 256"
+            raise InvalidInputError(found, need="a comparison of two sides", hint=hint)
         from rightbatch.cli.sweep import run_sweep
 
-        sizes = option("--sweep", parse_range, sweep)
         return run_sweep(
-            task, sizes, rates=rates or 3, seeds=seeds, workers=at_once, device=device, out=out
+            task,
+            option("--sweep", parse_range, sweep),
+            rates=rates or 3,
+            seeds=seeds,
+            budget=(runs, until),
+            workers=at_once,
+            device=device,
+            out=out,
         )
     if rates is not None:
         need = "a sweep, whose batches each find their own rate"
         raise InvalidInputError(f"--rates {rates} without --sweep", need=need, hint="--sweep 8:512")
-    from rightbatch.validate.allowance import parse_allowance
     from rightbatch.validate.session import COMPARISON
     from rightbatch.validate.session import validate as run_validation
     from rightbatch.validate.statistics import check_design
 
     check_design(seeds, margin)
     candidate, reference = _given(str(plan) if plan else f"batch={batch}"), _given(against)
-    runs, until = option("--budget", parse_allowance, budget) if budget else (None, None)
     seconds = option("--tune-lr", parse_seconds, tune_lr) if tune_lr else None
     loaded = load(task, device)
     folder = out or Path(f"rightbatch-{loaded.name}/validate")
@@ -121,17 +130,6 @@ def validate(  # noqa: PLR0913 - each its own
     lines = (*comparison_lines(comparison), *sharpness_lines(comparison))
     page = _write_page(comparison, folder, lines)
     return _answer(comparison, lines, {"comparison": folder / COMPARISON, "page": page})
-
-
-def _refuse_with_sweep(**given: bool) -> None:
-    """A sweep has its own way to give runs up, and nothing to remedy.
-
-    Raises:
-        InvalidInputError: such an option was given.
-    """
-    if wrong := [f"--{name}" for name, is_on in given.items() if is_on]:
-        found = f"{' and '.join(wrong)} with --sweep"
-        raise InvalidInputError(found, need="a comparison of two sides", hint="--batch 256")
 
 
 def _write_page(comparison: Comparison, folder: Path, lines: tuple[str, ...]) -> Path | None:

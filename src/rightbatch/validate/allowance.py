@@ -10,19 +10,22 @@ from rightbatch.measure.budget import Budget
 class Allowance:
     """Counts down from a number of new runs, or a time; runs that an earlier call made are free.
 
-    Time lets one run begin in any case: a call that is repeated comes to its end some day.
+    Time lets one run begin in any case: a call that is repeated comes to its end some day. ``ended``
+    says whether a run was refused.
     """
 
     def __init__(self, runs: int | None = None, seconds: float | None = None) -> None:
         """Begin now; None sets no limit."""
         self._runs = runs
         self._begun = 0
+        self.ended = False
         self._time = None if seconds is None else Budget(seconds=seconds)
 
     def take(self) -> bool:
         """Whether one more run may be started; it is then counted."""
         is_late = self._time is not None and self._time.left <= 0 and self._begun > 0
         if is_late or self._begun == self._runs:
+            self.ended = True
             return False
         self._begun += 1
         return True

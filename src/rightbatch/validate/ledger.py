@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from rightbatch.core.errors import EXIT_INTERRUPTED, InvalidInputError, RightBatchError
+from rightbatch.core.errors import EXIT_FINDING, EXIT_INTERRUPTED, InvalidInputError, RightBatchError
 from rightbatch.core.record import SCHEMA_VERSION, Record
 from rightbatch.core.store import check_schema, read_record, write_record
 
@@ -56,6 +56,12 @@ class StudyStoppedError(RightBatchError):
         if terminated:
             error.exit_code = _SIGTERM_EXIT
         return error
+
+
+class BudgetEndedError(RightBatchError):
+    """The budget of a call ended before its study; what was finished is kept."""
+
+    exit_code = EXIT_FINDING
 
 
 @dataclass(frozen=True, slots=True)

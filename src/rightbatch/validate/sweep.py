@@ -26,8 +26,9 @@ from rightbatch.fit.hyperbola import Steps
 from rightbatch.measure.pilot import Pilot
 from rightbatch.tasks.check import evaluate
 from rightbatch.tasks.task import Task
+from rightbatch.validate.allowance import Allowance
 from rightbatch.validate.branching import branch, plan_for
-from rightbatch.validate.ledger import LEDGER, open_ledger
+from rightbatch.validate.ledger import LEDGER, BudgetEndedError, open_ledger
 from rightbatch.validate.work import Board, Chain, Job, Tell, run_chains
 from rightbatch.validate.workers import HowMany, workers_for
 
@@ -77,9 +78,18 @@ class ArmJob:
 
 
 def run_sweep(
-    study: SweepStudy, *, workers: HowMany = 1, on_progress: OnProgress | None = None
+    study: SweepStudy,
+    *,
+    workers: HowMany = 1,
+    allowance: Allowance | None = None,
+    on_progress: OnProgress | None = None,
 ) -> list[Arm]:
-    """Every run of the sweep, made now or finished earlier, by batch size, seed and rate."""
+    """Every run of the sweep, made now or finished earlier, by batch size, seed and rate.
+
+    Raises:
+        BudgetEndedError: the allowance ended before the sweep; finished runs are kept.
+    """
+    allowance = allowance or Allowance()
     board = Board("sweep", len(study.batch_sizes) * study.seeds * (study.rates + 1), on_progress)
     chains = [_first_seed(study, size, board) for size in study.batch_sizes]
     crew = workers_for(
@@ -91,7 +101,16 @@ def run_sweep(
         folder=study.folder,
     )
     with open_ledger(study.folder / LEDGER) as ledger, crew as hands:
-        arms = [arm for _, arm in run_chains(chains, Arm, workers=hands, ledger=ledger, board=board)]
+        done = run_chains(
+            chains, Arm, workers=hands, ledger=ledger, board=board, may_start=allowance.take
+        )
+        arms = [arm for _, arm in done]
+    if allowance.ended:
+        found = (
+            f"the budget ended with {len(arms)} of about {board.expected} runs of the sweep finished"
+        )
+        hint = f"give the same command again: {study.folder} keeps every finished run"
+        raise BudgetEndedError(found, need="all of them for a fit", hint=hint)
     return sorted(arms, key=lambda arm: (arm.batch_size, arm.seed, arm.factor))
 
 

@@ -28,6 +28,7 @@ from rightbatch.fit.models import fit_models
 from rightbatch.measure.session import measure
 from rightbatch.tasks.check import check_task
 from rightbatch.tasks.task import Task
+from rightbatch.validate.allowance import Allowance
 from rightbatch.validate.ledger import same_question, sole_owner
 from rightbatch.validate.sweep import FEWEST_RATES, SweepStudy, run_sweep, steps_of
 from rightbatch.validate.workers import HowMany
@@ -59,6 +60,8 @@ def sweep(  # noqa: PLR0913 - what is swept, and then how
     rates: int = FEWEST_RATES,
     seeds: int = 3,
     noise_seconds: float = 20.0,
+    budget_runs: int | None = None,
+    budget_seconds: float | None = None,
     workers: HowMany = 1,
     device: str = "cpu",
     on_progress: OnProgress | None = None,
@@ -72,6 +75,8 @@ def sweep(  # noqa: PLR0913 - what is swept, and then how
         rates: odd; each batch size tries at least so many, a factor 2 apart, the rule's in the middle.
         seeds: of initial weights and order.
         noise_seconds: to measure the noise scale beside it; 0 leaves it out.
+        budget_runs: new runs to start, at most; None sets no limit.
+        budget_seconds: after which none is started any more; None sets no limit.
         workers: processes to train in, or ``ray``; the same runs are made by any number of them.
         device: as torch names it.
         on_progress: called while the runs go on.
@@ -81,6 +86,7 @@ def sweep(  # noqa: PLR0913 - what is swept, and then how
         InvalidInputError: a batch larger than the data, fewer than 3 of them, an even number of
             rates, no seed, or a folder that was begun with another question.
         MeasurementError: the runs do not carry a fit.
+        BudgetEndedError: the budget ended before the sweep; finished runs are kept.
         StudyStoppedError: stopped from outside; finished runs are kept.
     """
     if task.target is None:
@@ -122,7 +128,8 @@ def sweep(  # noqa: PLR0913 - what is swept, and then how
             device=device,
             folder=folder,
         )
-        arms = run_sweep(study, workers=workers, on_progress=on_progress)
+        allowance = Allowance(budget_runs, budget_seconds)
+        arms = run_sweep(study, workers=workers, allowance=allowance, on_progress=on_progress)
         found = summarise(arms, asked, noise=noise, predicted=predicted)
         write_record(folder / SWEEP, found)
     return found

@@ -273,11 +273,12 @@ def test_a_stop_saves_the_runs_of_all_workers_where_they_stand(
     def ask_to_stop() -> None:
         nonlocal calls
         calls += 1
-        if os.getpid() != PARENT:
-            time.sleep(0.005)
-        if os.getpid() != PARENT and calls == 20 and not (tmp_path / "asked").exists():
+        if os.getpid() == PARENT:
+            return
+        if calls == 8 and not (tmp_path / "asked").exists():
             (tmp_path / "asked").touch()
             os.kill(PARENT, number)
+        time.sleep(0.1 if (tmp_path / "asked").exists() else 0.005)  # time enough for the parent
 
     with pytest.raises(StudyStoppedError, match=r"stopped by .* with 2 run\(s\) at work") as stopped:
         validate(task(ask_to_stop), 16, out=tmp_path / "s", seeds=2, workers=2)
