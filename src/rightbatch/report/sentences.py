@@ -185,6 +185,9 @@ def next_steps(
     if not trained:
         train = f"rightbatch train {task} --plan {where}/plan.toml --run {where}/runs/plan"
         steps.append(f"Train with this plan: `{train}`")
+        if all(t.batch_size != plan.global_batch_size for t in measurements.rate_tunings):
+            tune = f"rightbatch plan {task} --out {where} --tune-lr"
+            steps.append(f"Try other learning rates; a rule trusts that today's was tuned: `{tune}`")
     if missing:
         steps.append(f"Measure on where it was cut short ({', '.join(missing)}): `{again}`")
     elif doubt := _least_certain(plan, f"{again} --refresh"):

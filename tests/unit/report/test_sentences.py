@@ -4,6 +4,7 @@ import pytest
 
 import records
 from rightbatch.core.plan import Doubt, Interval, Plan, Prediction
+from rightbatch.core.samples import RateTrial, RateTuning
 from rightbatch.fit.models import Models, fit_models
 from rightbatch.fit.noise_scale import NoiseScale
 from rightbatch.report.history import RunHistory
@@ -201,7 +202,20 @@ def test_the_first_step_is_to_train_and_the_last_to_compare() -> None:
     steps = next_steps(records.plan(), records.measurements(), DEMO, trained=False)
     assert steps[0].endswith("`rightbatch train digits --plan demo/plan.toml --run demo/runs/plan`")
     assert "`rightbatch train digits --run demo/runs/recipe && rightbatch report demo`" in steps[-1]
-    assert len(steps) == 2
+    assert "`rightbatch plan digits --out demo --tune-lr`" in steps[1]
+    assert len(steps) == 3
+
+
+def test_rates_that_were_tried_at_the_planned_batch_are_not_asked_for_again() -> None:
+    plan = records.plan()
+    for batch, asked in ((plan.global_batch_size, False), (2 * plan.global_batch_size, True)):
+        trial = RateTrial(learning_rate=0.1, losses=(1.0,), diverged=False)
+        tuning = RateTuning(
+            batch_size=batch, rule_rate=0.1, examples_seen=0, window_examples=batch, trials=(trial,)
+        )
+        tuned = records.measurements(rate_tunings=(tuning,))
+        steps = next_steps(plan, tuned, DEMO, trained=False)
+        assert any("--tune-lr" in step for step in steps) == asked
 
 
 def test_what_carries_the_regret_is_measured_longer_where_that_helps() -> None:
