@@ -138,7 +138,7 @@ def test_a_sweep_answers_with_a_fit_and_without_plotly_it_says_why_there_is_no_p
     asked = ("validate", spec, "--sweep", "4:16", "--seeds", "2", "--out", "s")
     drawn = run_cli(*asked, "--json")
     assert drawn.code in {0, 1}, drawn.err
-    assert Path(drawn.document["files"]["picture"]).exists()
+    assert "Plotly.newPlot" in Path(drawn.document["files"]["picture"]).read_text()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setitem(sys.modules, "rightbatch.report.steps_plot", None)
     bare = run_cli(*asked, "--json")
@@ -173,6 +173,7 @@ def test_branches_answer_with_an_interval(spec: str) -> None:
     points = called.document["points"]
     assert [point["examples_seen"] for point in points] == [0, 120]
     assert called.document["definition"]["name"] == "B*"
+    assert "Plotly.newPlot" in Path(called.document["files"]["picture"]).read_text()
     refused = run_cli("critical", spec, "--points", "x")
     assert_three_parts(refused, code=2, found="--points 'x'", need="shares", hint="0.05,0.5")
 

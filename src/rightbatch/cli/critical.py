@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rightbatch.cli.output import Answer, say
+from rightbatch.cli.picture import draw
 from rightbatch.cli.progress import measure_bar
 from rightbatch.cli.source import Flag, load, option, parse_workers
 from rightbatch.cli.validate import parse_range
 from rightbatch.core.errors import EXIT_DONE, EXIT_FINDING, InvalidInputError
 from rightbatch.report.steps_text import branch_table, critical_lines, definitions_table
 from rightbatch.report.terminal import render
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 
 def critical(  # noqa: PLR0913 - each its own
@@ -80,14 +85,22 @@ def critical(  # noqa: PLR0913 - each its own
             device=device,
             on_progress=on_progress,
         )
+
+    def plot() -> go.Figure:
+        from rightbatch.report.branch_plot import plot_branches
+
+        return plot_branches(found)
+
+    picture = draw(plot, folder / "critical.html")
+    files = {"critical": str(folder / CRITICAL)} | ({"picture": str(picture)} if picture else {})
     decided = found.points[-1].worse is not None
     return Answer(
-        document=found.model_dump(mode="json") | {"files": {"critical": str(folder / CRITICAL)}},
+        document=found.model_dump(mode="json") | {"files": files},
         text=(
             render(branch_table(found)),
             *critical_lines(found),
             render(definitions_table((found.definition,))),
-            f"Saved: {folder / CRITICAL}",
+            f"Saved: {', '.join(files.values())}",
         ),
         exit_code=EXIT_DONE if decided else EXIT_FINDING,
     )

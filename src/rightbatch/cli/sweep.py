@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rightbatch.cli.output import Answer, say
+from rightbatch.cli.picture import draw
 from rightbatch.cli.progress import measure_bar
 from rightbatch.cli.source import load
-from rightbatch.core.errors import EXIT_DONE, EXIT_FINDING, MissingPackageError
+from rightbatch.core.errors import EXIT_DONE, EXIT_FINDING
 from rightbatch.report.terminal import render
 
 if TYPE_CHECKING:
-    from rightbatch.core.sweep import Sweep
+    import plotly.graph_objects as go
 
 
 def run_sweep(
@@ -47,7 +48,13 @@ def run_sweep(
             device=device,
             on_progress=on_progress,
         )
-    picture = _draw(found, folder / "sweep.html")
+
+    def plot() -> go.Figure:
+        from rightbatch.report.steps_plot import plot_steps
+
+        return plot_steps(found)
+
+    picture = draw(plot, folder / "sweep.html")
     bounded = None not in {found.critical_batch_size.low, found.critical_batch_size.high}
     files = {"sweep": str(folder / SWEEP)} | ({"picture": str(picture)} if picture else {})
     return Answer(
@@ -60,17 +67,3 @@ def run_sweep(
         ),
         exit_code=EXIT_DONE if bounded else EXIT_FINDING,
     )
-
-
-def _draw(sweep: Sweep, path: Path) -> Path | None:
-    from rightbatch.report.exhibits import check_plotly
-
-    try:
-        check_plotly()
-    except MissingPackageError as error:
-        say(f"no picture was drawn: {error}")
-        return None
-    from rightbatch.report.steps_plot import write_steps_plot
-
-    write_steps_plot(sweep, path)
-    return path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-from pathlib import Path
 
 import plotly.graph_objects as go
 
@@ -59,8 +58,3 @@ def plot_steps(sweep: Sweep) -> go.Figure:
     values = [*curve, *(point.updates for point in sweep.points)]
     log_axis(figure, min(*values, least) / 1.5, max(values) * 1.5)
     return figure
-
-
-def write_steps_plot(sweep: Sweep, path: Path) -> None:
-    """Save the picture as one HTML file that needs no network."""
-    plot_steps(sweep).write_html(path, include_plotlyjs=True)

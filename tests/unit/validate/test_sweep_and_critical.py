@@ -12,7 +12,8 @@ from rightbatch.core.plan import Interval
 from rightbatch.core.recipe import Recipe, Target
 from rightbatch.core.store import read_record
 from rightbatch.core.sweep import Arm, Critical, Sweep
-from rightbatch.report.steps_plot import plot_steps, write_steps_plot
+from rightbatch.report.branch_plot import plot_branches
+from rightbatch.report.steps_plot import plot_steps
 from rightbatch.report.steps_text import branch_table, critical_lines, steps_table, sweep_lines
 from rightbatch.tasks.task import Task
 from rightbatch.validate import critical as critical_module
@@ -101,7 +102,7 @@ def test_censored_arms_are_kept_and_named_and_left_out_of_the_fit() -> None:
     assert [p.regime for p in found.points] == ["diminishing returns"] * 3
 
 
-def test_the_picture_of_a_sweep_shows_runs_fit_limits_and_regimes(tmp_path: Path) -> None:
+def test_the_picture_of_a_sweep_shows_runs_fit_limits_and_regimes() -> None:
     arms = [arm(b, 1.0, s, 10 * (1 + 40 / b)) for b in (2, 8, 32, 128, 512) for s in (0, 1)]
     arms.append(arm(8, 2.0, 0, 999.0))
     predicted = Interval(value=60.0, low=30.0, high=None)
@@ -118,8 +119,21 @@ def test_the_picture_of_a_sweep_shows_runs_fit_limits_and_regimes(tmp_path: Path
         ("diminishing returns", pytest.approx(200, rel=1e-4)),
     ]
     assert "0.67 times that" in "\n".join(sweep_lines(found))
-    write_steps_plot(found, tmp_path / "sweep.html")
-    assert "Plotly.newPlot" in (tmp_path / "sweep.html").read_text()
+
+
+def test_the_picture_of_branches_shows_each_points_rises_with_bounds_and_the_tolerance(
+    tmp_path: Path,
+) -> None:
+    found = measure_critical(task(), [4, 8, 16], out=tmp_path, points=(0.0, 0.5), seeds=2)
+    diverged = found.points[1].replace(rises=(*found.points[1].rises[:2], None))
+    traces = {t.name: t for t in plot_branches(found.replace(points=(found.points[0], diverged))).data}
+    first = traces["after 0 examples"]
+    rises = [rise for rise in found.points[0].rises if rise is not None]
+    assert list(first.y) == pytest.approx([100 * value for value, _, _ in rises])
+    tops = [y + up for y, up in zip(first.y, first.error_y.array, strict=True)]
+    assert tops == pytest.approx([100 * high for _, _, high in rises])
+    assert len(traces["after 120 examples"].x) == 2
+    assert set(traces["tolerance, 5 %"].y) == {5.0}
 
 
 def test_a_target_that_nothing_reaches_is_said_with_the_number_of_batches_that_did(
