@@ -71,6 +71,12 @@ def tied() -> nn.Module:
     return net
 
 
+def sparse() -> nn.Module:
+    net = plain()
+    net.words = nn.Embedding(4, 5, sparse=True)
+    return net
+
+
 def two_terms(model: Any, batch: tuple[Tensor, Tensor]) -> dict[str, Loss]:
     x, weight = batch
     error = (weight * (model(x) - x.sum(1, keepdim=True)).square()).sum()
@@ -134,6 +140,7 @@ def work(folder: Path) -> Found:
         refusal(folder / "none", PLAN.replace(ema_decay=0.9)),
         refusal(folder / "none", meter=lambda *given: None),
         refusal(folder / "none", model=tied),
+        refusal(folder / "none", model=sparse),
     ]
     with Reduces() as reduces:
         train(task(loss=one_call), PLAN, folder / "counted", 0, 4, shard=True)
@@ -196,7 +203,8 @@ def test_a_bad_example_is_named_although_no_process_has_whole_weights(two: list[
 
 
 def test_what_needs_whole_weights_is_refused(tmp_path: Path, two: list[Found]) -> None:
-    average, meter, shared = two[1].refused
+    average, meter, shared, words = two[1].refused
+    assert words.startswith("words has sparse gradients; need dense ones")
     assert average.startswith("sharding with ema_decay = 0.9; need 2 processes or more")
     assert meter.startswith("sharding with a meter of the gradient noise; need 2 processes")
     assert shared.startswith("parameter 'blocks.1.layer.weight' is shared between parts of the model")

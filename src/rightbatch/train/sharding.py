@@ -115,11 +115,15 @@ def _plain_terms(terms: dict[str, Loss]) -> dict[str, tuple[Tensor, int | Tensor
 
 
 def _check_model(model: nn.Module, blocks: dict[str, nn.Module]) -> None:
-    """Refuse parameters that FSDP cannot cut, or would cut twice.
+    """Refuse parameters that FSDP cannot cut, or would cut twice, and gradients that it cannot add.
 
     Raises:
-        InvalidTaskError: one has no dimension, or belongs to two of the parts.
+        InvalidTaskError: one has no dimension, belongs to two of the parts, or has sparse gradients.
     """
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse:
+            hint = "build it with sparse=False, or train without --shard (shard=False)"
+            raise InvalidTaskError(f"{name} has sparse gradients", need="dense ones", hint=hint)
     owners: dict[nn.Parameter, str] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         owner = next((block for block in blocks if name.startswith(f"{block}.")), "")
