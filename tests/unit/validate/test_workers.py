@@ -6,6 +6,7 @@ import random
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -268,17 +269,25 @@ def test_a_worker_in_the_middle_of_a_long_step_ends_with_its_parent(tmp_path: Pa
 def test_a_stop_saves_the_runs_of_all_workers_where_they_stand(
     number: signal.Signals, code: int, tmp_path: Path
 ) -> None:
-    calls = 0
+    calls: Counter[int] = Counter()
+    training, asked = tmp_path / "training", tmp_path / "asked"
+    training.mkdir()
 
     def ask_to_stop() -> None:
-        nonlocal calls
-        calls += 1
-        if os.getpid() == PARENT:
+        me = os.getpid()
+        if me == PARENT:
             return
-        if calls == 8 and not (tmp_path / "asked").exists():
-            (tmp_path / "asked").touch()
+        calls[me] += 1
+        if calls[me] < 6:  # it may still be checking the task
+            return
+        (training / str(me)).touch()
+        deadline = time.monotonic() + 60
+        while len([*training.iterdir()]) < 2 and time.monotonic() < deadline:
+            time.sleep(0.005)
+        with suppress(FileExistsError):  # one of the two asks
+            asked.touch(exist_ok=False)
             os.kill(PARENT, number)
-        time.sleep(0.1 if (tmp_path / "asked").exists() else 0.005)  # time enough for the parent
+        time.sleep(0.1)  # nine updates are left at least: time enough for the parent
 
     with pytest.raises(StudyStoppedError, match=r"stopped by .* with 2 run\(s\) at work") as stopped:
         validate(task(ask_to_stop), 16, out=tmp_path / "s", seeds=2, workers=2)
