@@ -13,8 +13,17 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 
+def if_drawable(what: str, draw: Callable[[], Path]) -> Path | None:
+    """The path of what was drawn; where plotly is missing, say so and return None."""
+    try:
+        return draw()
+    except MissingPackageError as error:
+        say(f"no {what} was drawn: {error}")
+        return None
+
+
 def draw(plot: Callable[[], go.Figure], path: Path) -> Path | None:
-    """Save a figure as one HTML file that needs no network; where plotly is missing, say so.
+    """Save a figure as one HTML file that needs no network, if there is plotly to draw it.
 
     Args:
         plot: imports plotly, and draws.
@@ -25,10 +34,9 @@ def draw(plot: Callable[[], go.Figure], path: Path) -> Path | None:
     """
     from rightbatch.report.exhibits import check_plotly
 
-    try:
+    def save() -> Path:
         check_plotly()
-    except MissingPackageError as error:
-        say(f"no picture was drawn: {error}")
-        return None
-    plot().write_html(path, include_plotlyjs=True)
-    return path
+        plot().write_html(path, include_plotlyjs=True)
+        return path
+
+    return if_drawable("picture", save)

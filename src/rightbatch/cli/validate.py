@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Literal
 
 from rightbatch.cli.output import Answer, say
+from rightbatch.cli.picture import if_drawable
 from rightbatch.cli.progress import measure_bar
 from rightbatch.cli.source import Flag, load, option, parse_workers
 from rightbatch.core.comparison import Comparison
-from rightbatch.core.errors import EXIT_DONE, EXIT_FINDING, InvalidInputError, MissingPackageError
+from rightbatch.core.errors import EXIT_DONE, EXIT_FINDING, InvalidInputError
 from rightbatch.core.plan import Plan
 from rightbatch.core.units import parse_seconds
 from rightbatch.report.terminal import render
@@ -98,6 +99,7 @@ def validate(  # noqa: PLR0913 - each its own
     if rates is not None:
         need = "a sweep, whose batches each find their own rate"
         raise InvalidInputError(f"--rates {rates} without --sweep", need=need, hint="--sweep 8:512")
+    from rightbatch.report.validation import write_validation
     from rightbatch.validate.session import COMPARISON
     from rightbatch.validate.session import validate as run_validation
     from rightbatch.validate.statistics import check_design
@@ -128,18 +130,8 @@ def validate(  # noqa: PLR0913 - each its own
             on_progress=on_progress,
         )
     lines = (*comparison_lines(comparison), *sharpness_lines(comparison))
-    page = _write_page(comparison, folder, lines)
+    page = if_drawable("page", lambda: write_validation(comparison, folder, lines))
     return _answer(comparison, lines, {"comparison": folder / COMPARISON, "page": page})
-
-
-def _write_page(comparison: Comparison, folder: Path, lines: tuple[str, ...]) -> Path | None:
-    from rightbatch.report.validation import write_validation
-
-    try:
-        return write_validation(comparison, folder, lines)
-    except MissingPackageError as error:
-        say(f"no page was drawn: {error}")
-        return None
 
 
 def parse_range(text: str) -> list[int]:

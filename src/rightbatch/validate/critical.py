@@ -147,16 +147,16 @@ def _branches(setting: _Setting, job: Job, tell: Tell) -> Branches:
         trunk = restored_trunk(task, manifest, device=asked.device, seed=job.seed)
     else:
         trunk = trained_trunk(task, job.point, device=asked.device, seed=job.seed)
+    share = rate_share(setting.facts, asked, job.point)
     losses: list[float | None] = []
     for number, size in enumerate(asked.batch_sizes):
         tell(number / len(asked.batch_sizes), f"batch {size}")
-        losses.append(_branch_loss(setting, trunk, size, job.point))
+        losses.append(_branch_loss(setting, trunk, size, share))
     return Branches(losses=tuple(losses))
 
 
-def _branch_loss(setting: _Setting, trunk: Pilot, size: int, point: int) -> float | None:
+def _branch_loss(setting: _Setting, trunk: Pilot, size: int, share: float) -> float | None:
     """Mean training loss of the weights over the looks in the last quarter of a branch."""
-    share = rate_share(setting.facts, setting.asked, point)
     run = branch(trunk, plan_for(setting.facts, size), share)
     total = setting.asked.window_examples
     last = total // LOOKS

@@ -8,6 +8,7 @@ from pathlib import Path
 from rightbatch.core.errors import InvalidInputError
 from rightbatch.core.plan import Plan
 from rightbatch.core.store import read_record
+from rightbatch.measure.branches import trained_trunk
 from rightbatch.measure.pilot import Pilot
 from rightbatch.tasks.task import Task
 from rightbatch.train.check import check_plan
@@ -41,7 +42,7 @@ def read_run(path: Path, task: Task) -> SavedRun:
     folder = path.parent.parent if one else path
     paths = [path] if one else Checkpoints(folder / "checkpoints", keep=1).manifests()
     if not paths or not paths[0].exists():
-        hint = "train one: rightbatch train plan.toml --checkpoint-every 1m --keep 5"
+        hint = f"train one: rightbatch train {task.spec or task.name} --checkpoint-every 1m --keep 5"
         need = "the folder of a run of `rightbatch train`, or checkpoints/update-NNN.json in it"
         raise InvalidInputError(f"no checkpoint in {path}", need=need, hint=hint)
     plan = check_plan(task, read_record(folder / PLAN, Plan))
@@ -62,8 +63,7 @@ def restored_trunk(task: Task, manifest: Path, *, device: str, seed: int) -> Pil
         InvalidInputError: the checkpoint is damaged, or of another model or optimizer.
     """
     saved, tensors, texts = read_checkpoint(manifest)
-    total = task.recipe.total_examples(task.recipe.batch_size, task.num_train_examples)
-    trunk = Pilot(task, device, seed, total)
+    trunk = trained_trunk(task, 0, device=device, seed=seed)
     weights = part(tensors, "model")
     check_shapes(weights, trunk.model.state_dict(), "weight")
     trunk.model.load_state_dict(weights)

@@ -80,8 +80,8 @@ class ArmJob:
 def run_sweep(
     study: SweepStudy,
     *,
+    allowance: Allowance,
     workers: HowMany = 1,
-    allowance: Allowance | None = None,
     on_progress: OnProgress | None = None,
 ) -> list[Arm]:
     """Every run of the sweep, made now or finished earlier, by batch size, seed and rate.
@@ -89,7 +89,6 @@ def run_sweep(
     Raises:
         BudgetEndedError: the allowance ended before the sweep; finished runs are kept.
     """
-    allowance = allowance or Allowance()
     board = Board("sweep", len(study.batch_sizes) * study.seeds * (study.rates + 1), on_progress)
     chains = [_first_seed(study, size, board) for size in study.batch_sizes]
     crew = workers_for(

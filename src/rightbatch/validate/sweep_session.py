@@ -129,7 +129,7 @@ def sweep(  # noqa: PLR0913 - what is swept, and then how
             folder=folder,
         )
         allowance = Allowance(budget_runs, budget_seconds)
-        arms = run_sweep(study, workers=workers, allowance=allowance, on_progress=on_progress)
+        arms = run_sweep(study, allowance=allowance, workers=workers, on_progress=on_progress)
         found = summarise(arms, asked, noise=noise, predicted=predicted)
         write_record(folder / SWEEP, found)
     return found

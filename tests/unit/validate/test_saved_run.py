@@ -32,6 +32,19 @@ def saved(folder: Path, updates: int = 12, **changes: Any) -> Path:
     return folder
 
 
+def noted_branches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Plan, float]]:
+    """Plans of the branches that will be made, each with the multiple of its rate."""
+    made: list[tuple[Plan, float]] = []
+    real = critical_module.branch
+
+    def noted(trunk: Any, plan: Plan, factor: float) -> Any:
+        made.append((plan, factor))
+        return real(trunk, plan, factor)
+
+    monkeypatch.setattr(critical_module, "branch", noted)
+    return made
+
+
 def test_a_trunk_goes_on_as_the_run_that_was_saved(tmp_path: Path) -> None:
     run = read_run(saved(tmp_path), task())
     assert [*run.manifests] == [80, 88, 96]  # three checkpoints are kept, one after every update
@@ -50,16 +63,10 @@ def test_branches_begin_at_every_checkpoint_with_the_rate_and_batch_of_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = read_run(saved(tmp_path / "run", learning_rate=0.02, global_batch_size=4), task())
-    rates: dict[int, float] = {}
-    real = critical_module.branch
-
-    def noted(trunk: Any, plan: Plan, factor: float) -> Any:
-        rates[plan.global_batch_size] = factor * plan.learning_rate
-        return real(trunk, plan, factor)
-
-    monkeypatch.setattr(critical_module, "branch", noted)
+    branches = noted_branches(monkeypatch)
     found = measure_critical(run.task, [4, 8], out=tmp_path, points=run.manifests, seeds=2)
     assert [point.examples_seen for point in found.points] == [40, 44, 48]
+    rates = {plan.global_batch_size: factor * plan.learning_rate for plan, factor in branches}
     assert rates == pytest.approx({4: 0.02, 8: 0.04})
     assert "2 paired orders of examples" in critical_lines(found)[0]
     other = read_run(
@@ -73,17 +80,10 @@ def test_a_branch_holds_the_rate_that_the_schedule_has_in_its_middle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     falling = task(recipe=RECIPE.replace(schedule="linear"))
-    shares: list[float] = []
-    real = critical_module.branch
-
-    def noted(trunk: Any, plan: Plan, factor: float) -> Any:
-        shares.append(factor)
-        return real(trunk, plan, factor)
-
-    monkeypatch.setattr(critical_module, "branch", noted)
+    branches = noted_branches(monkeypatch)
     found = measure_critical(falling, [4, 8], out=tmp_path / "a", points=(0.0, 0.5), seeds=2)
     middle = found.window_examples / 2
-    assert set(shares) == {1 - middle / 240, 1 - (120 + middle) / 240}
+    assert {share for _, share in branches} == {1 - middle / 240, 1 - (120 + middle) / 240}
     with pytest.raises(InvalidInputError, match="learning rate 0 after 240 of 240 examples"):
         measure_critical(falling, [4, 8], out=tmp_path / "b", points=(0.5, 1.0), seeds=2)
 

@@ -198,6 +198,13 @@ def alive(pid: int) -> bool:
     return state != "Z"
 
 
+def wait_for_the_end_of(pids: list[str]) -> None:
+    deadline = time.monotonic() + 20  # of a machine with much else to do; alone it takes 0.1 s
+    while left := [pid for pid in pids if alive(int(pid))]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.01)
+
+
 def slow_sweep(folder: Path) -> None:
     me: set[int] = set()
 
@@ -226,10 +233,7 @@ def test_kills_of_the_parent_lose_and_repeat_nothing_and_leave_nobody_behind(tmp
             parent.kill()
             kills += 1
         parent.join()
-        deadline = time.monotonic() + 20  # of a machine with much else to do; alone it takes 0.1 s
-        while left := [p.name for p in (tmp_path / "pids").iterdir() if alive(int(p.name))]:
-            assert time.monotonic() < deadline, left
-            time.sleep(0.01)
+        wait_for_the_end_of([path.name for path in (tmp_path / "pids").iterdir()])
         now = entries(tmp_path)
         assert now[: len(kept)] == kept
         kept = now
@@ -259,10 +263,7 @@ def test_a_worker_in_the_middle_of_a_long_step_ends_with_its_parent(tmp_path: Pa
         time.sleep(0.01)
     parent.kill()
     parent.join()
-    deadline = time.monotonic() + 20
-    while left := [pid for pid in pids if alive(int(pid))]:
-        assert time.monotonic() < deadline, left
-        time.sleep(0.01)
+    wait_for_the_end_of(pids)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
