@@ -8,8 +8,6 @@ bootstrap interval, both kinds of noise scale, and the factors.
 
 from __future__ import annotations
 
-import json
-import math
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -19,22 +17,19 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from common import RESULTS, save
+from common import save
+from regret.sweep import RESULTS, read_runs
 from rightbatch.core.samples import Measurements
 from rightbatch.core.store import read_record
 from rightbatch.fit.hyperbola import best_rates, bootstrap_critical, fit_hyperbola
 from rightbatch.fit.noise_scale import average_over_training, noise_over_training
 
-FOLDER = RESULTS / "regret"
-
 
 def read_sweep(name: str) -> dict[int, dict[float, list[float]]]:
     """Batch size to rate factor to updates per seed; seeds that not every run had are left out."""
-    lines = [json.loads(line) for line in (FOLDER / f"{name}.jsonl").read_text().splitlines()]
     runs: dict[int, dict[int, dict[float, float]]] = defaultdict(lambda: defaultdict(dict))
-    for run in lines:
-        updates = max(run["updates"], 1.0) if run["outcome"] == "reached" else math.inf
-        runs[run["seed"]][run["batch_size"]][run["factor"]] = updates
+    for run in read_runs(name):
+        runs[run["seed"]][run["batch_size"]][run["factor"]] = run["updates"]
     size = max(sum(map(len, found.values())) for found in runs.values())
     whole = [found for found in runs.values() if sum(map(len, found.values())) == size]
     return {
@@ -48,7 +43,7 @@ def row(name: str) -> dict[str, Any]:
     best = best_rates(steps)
     fit = fit_hyperbola([one.batch_size for one in best], [one.steps for one in best])
     interval = bootstrap_critical(steps, fit, np.random.default_rng(0))
-    measurements = read_record(FOLDER / name / "measurements.json", Measurements)
+    measurements = read_record(RESULTS / name / "measurements.json", Measurements)
     found: dict[str, Any] = {
         "task": name,
         "optimizer": measurements.task.optimizer_class,

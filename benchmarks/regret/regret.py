@@ -12,7 +12,6 @@ Regret is the time of the chosen batch over that of the best.
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections import defaultdict
@@ -24,6 +23,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
+from sweep import RESULTS, read_runs
 
 from common import save
 from rightbatch.core.plan import Plan
@@ -35,7 +35,6 @@ from rightbatch.fit.models import fit_models
 from rightbatch.fit.noise_scale import average_over_training, noise_over_training
 from rightbatch.plan.planner import make_plan
 
-RESULTS = Path(__file__).parents[1] / "results" / "regret"
 RATIOS = (8.0, 32.0, 128.0, 512.0)
 PER_EXAMPLE = 1e-5
 TODAY = 32
@@ -46,10 +45,8 @@ Steps = dict[int, dict[float, float]]
 
 def read_sweep(name: str) -> Steps:
     runs: dict[int, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for line in (RESULTS / f"{name}.jsonl").read_text().splitlines():
-        run = json.loads(line)
-        updates = run["updates"] if run["outcome"] == "reached" else math.inf
-        runs[run["batch_size"]][run["factor"]].append(max(updates, 1.0))
+    for run in read_runs(name):
+        runs[run["batch_size"]][run["factor"]].append(run["updates"])
     return {
         size: {factor: geometric_mean(found) for factor, found in sorted(factors.items())}
         for size, factors in sorted(runs.items())
@@ -147,10 +144,7 @@ def study(name: str) -> dict[str, Any]:
 
 def rate_exponent(name: str, steps: Steps) -> dict[str, float]:
     """Slope of the best rate against the batch size, both in logarithms, with its standard error."""
-    rates = {
-        (run["batch_size"], run["factor"]): run["rate"]
-        for run in map(json.loads, (RESULTS / f"{name}.jsonl").read_text().splitlines())
-    }
+    rates = {(run["batch_size"], run["factor"]): run["rate"] for run in read_runs(name)}
     best = {b: min(found, key=found.__getitem__) for b, found in steps.items()}
     x = np.log([float(b) for b in best])
     y = np.log([rates[b, factor] for b, factor in best.items()])

@@ -54,6 +54,15 @@ def rule_rate(task: Task, batch_size: int) -> float:
     return task.recipe.lr * (batch_size / task.recipe.batch_size) ** power
 
 
+def read_runs(name: str) -> list[dict[str, Any]]:
+    """Every run of a sweep so far; updates are infinite where the target was not reached."""
+    runs = [json.loads(line) for line in (RESULTS / f"{name}.jsonl").read_text().splitlines()]
+    return [
+        run | {"updates": max(run["updates"], 1.0) if run["outcome"] == "reached" else math.inf}
+        for run in runs
+    ]
+
+
 def note(best: dict[tuple[int, int], float], line: dict[str, Any]) -> None:
     """Remember the fewest updates to the target of a batch and seed."""
     key = line["batch_size"], line["seed"]
