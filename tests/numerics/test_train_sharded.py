@@ -77,6 +77,12 @@ def sparse() -> nn.Module:
     return net
 
 
+def with_a_scale() -> nn.Module:
+    net = plain()
+    net.scale = nn.Parameter(torch.tensor(1.0))
+    return net
+
+
 def two_terms(model: Any, batch: tuple[Tensor, Tensor]) -> dict[str, Loss]:
     x, weight = batch
     error = (weight * (model(x) - x.sum(1, keepdim=True)).square()).sum()
@@ -141,6 +147,7 @@ def work(folder: Path) -> Found:
         refusal(folder / "none", meter=lambda *given: None),
         refusal(folder / "none", model=tied),
         refusal(folder / "none", model=sparse),
+        refusal(folder / "none", model=with_a_scale),
     ]
     with Reduces() as reduces:
         train(task(loss=one_call), PLAN, folder / "counted", 0, 4, shard=True)
@@ -203,9 +210,10 @@ def test_a_bad_example_is_named_although_no_process_has_whole_weights(two: list[
 
 
 def test_what_needs_whole_weights_is_refused(tmp_path: Path, two: list[Found]) -> None:
-    average, meter, shared, words = two[1].refused
+    average, meter, shared, words, scale = two[1].refused
     assert words.startswith("words has sparse gradients; need dense ones")
     assert average.startswith("sharding with ema_decay = 0.9; need 2 processes or more")
     assert meter.startswith("sharding with a meter of the gradient noise; need 2 processes")
+    assert scale.startswith("parameter 'scale' has no dimension to shard along")
     assert shared.startswith("parameter 'blocks.1.layer.weight' is shared between parts of the model")
     assert refusal(tmp_path).startswith("sharding over 1 process; need 2 processes or more")

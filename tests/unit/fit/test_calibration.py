@@ -16,6 +16,12 @@ def test_the_factor_is_a_geometric_mean_and_its_spread_is_that_of_a_further_task
     assert found.log_sd == pytest.approx(stdev(logs) * math.sqrt(4 / 3), abs=0.005)
 
 
+def test_each_kind_of_noise_scale_has_a_factor_of_its_own() -> None:
+    sweeps = [Sweep(name, "adam", 240.0, 100.0, 120.0) for name in ("one", "two")]
+    assert calibrate("adam", preconditioned=False, sweeps=sweeps) == (2.4, 0.0)
+    assert calibrate("adam", preconditioned=True, sweeps=sweeps) == (2.0, 0.0)
+
+
 @pytest.mark.parametrize("family", ["sgd", "adam"])
 def test_most_sweeps_lie_within_the_spread_of_the_others(family: str) -> None:
     own = [s for s in SWEEPS if s.family == family]
@@ -34,6 +40,11 @@ def test_a_family_without_sweeps_is_assumed_to_lie_around_both() -> None:
     for family in ("sgd", "adam"):
         known = calibrate(family, preconditioned=False)  # type: ignore[arg-type]
         assert abs(math.log(known.factor / factor)) < spread
+
+
+def test_one_sweep_shows_no_spread_and_is_not_relied_on() -> None:
+    sweeps = [Sweep("one", "sgd", 300.0, 100.0)]
+    assert calibrate("sgd", preconditioned=False, sweeps=sweeps) == UNKNOWN_FAMILY
 
 
 def test_every_adam_sweep_has_both_noise_scales() -> None:

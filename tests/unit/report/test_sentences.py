@@ -144,10 +144,10 @@ def test_a_noise_scale_with_a_value_but_no_upper_bound_is_still_a_lower_bound() 
     assert "is at least 30 examples" in noise_sentence(noise)
 
 
-def slow_loader(num_workers: int) -> Models:
+def slow_loader(num_workers: int, times: float = 5.0) -> Models:
     timings = tuple(
         timing.model_copy(
-            update={"num_workers": num_workers, "seconds": tuple(5 * s for s in timing.seconds)}
+            update={"num_workers": num_workers, "seconds": tuple(times * s for s in timing.seconds)}
         )
         for timing in records.measurements().loader_timings
     )
@@ -169,6 +169,12 @@ def test_a_loader_slower_than_the_step_means_that_a_larger_batch_will_not_help()
     assert loader_verdict(slow_loader(2), records.plan()).endswith(
         "add workers or make loading cheaper."
     )
+
+
+def test_whichever_is_slower_sets_the_pace() -> None:
+    """The loader of the record takes half of the step's time."""
+    assert loader_verdict(slow_loader(0, 1.9), records.plan()).startswith("The step sets the pace")
+    assert loader_verdict(slow_loader(0, 2.1), records.plan()).startswith("The loader sets the pace")
 
 
 def test_the_pace_is_judged_at_the_planned_micro_batch_and_at_the_knee_without_a_plan() -> None:
