@@ -137,22 +137,39 @@ def measure_steps(
 def _grow(
     timer: StepTimer, samples: SpeedSamples, *, largest: int, budget: Budget
 ) -> Iterator[tuple[int, float]]:
-    """Double the size until throughput has saturated, a limit is met or time runs short."""
+    """Today's batch, which all others are compared with; then doublings from the smallest.
+
+    Doubling ends where throughput has saturated, a limit is met or time runs short.
+    """
+    today = timer.task.recipe.batch_size
     best, stale, seconds, one_round = 0.0, 0, 0.0, 0.0
+    probed: dict[int, float] = {}
+    if today <= largest:
+        probed[today] = _probe(timer, today)
+        one_round = max(probed[today], MIN_SAMPLE_SECONDS)
+        yield today, probed[today]
     size = smallest_micro_batch(timer.model)
     while size <= largest and stale < SATURATED_DOUBLINGS:
         # A larger size takes up to twice as long: its probing and some rounds of all must fit.
         probing, rounds = 3 * 2 * seconds, MIN_ROUNDS * (one_round + 2 * seconds)
-        if best and not budget.allows(probing + rounds):
+        if size in probed:
+            seconds = probed[size]
+        elif one_round and not budget.allows(probing + rounds):
             samples.cut = True
             return
-        timer.time_step(size)
-        seconds = min(sum(timer.time_step(size)) for _ in range(2))
-        one_round += max(seconds, MIN_SAMPLE_SECONDS)
-        yield size, seconds
+        else:
+            seconds = _probe(timer, size)
+            one_round += max(seconds, MIN_SAMPLE_SECONDS)
+            yield size, seconds
         stale = 0 if size / seconds > SATURATION_GAIN * best else stale + 1
         best = max(best, size / seconds)
         size *= 2
+
+
+def _probe(timer: StepTimer, size: int) -> float:
+    """Seconds of a whole step, warmed up."""
+    timer.time_step(size)
+    return min(sum(timer.time_step(size)) for _ in range(2))
 
 
 def _precise(seconds: list[float]) -> bool:

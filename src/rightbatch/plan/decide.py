@@ -50,6 +50,8 @@ class Chosen:
     """Why this precision and recomputation; empty keeps the recipe's."""
     is_derived: bool = False
     """Whether step times were not measured."""
+    today_passes: int = 1
+    """In which today's batch is taken to run, for comparison."""
 
 
 def decide(
@@ -157,8 +159,11 @@ def _split(chosen: Chosen, measurements: Measurements) -> list[Decision]:
     if count == 1:
         steps_reason = "the whole batch fits one pass, and no split of it is quicker"
     else:
-        passes = f"{count} passes of {micro}"
-        steps_reason = f"{passes} are the quickest way to {candidate.global_batch_size} that fits"
+        low, high = chosen.speed.valid_range
+        steps_reason = (
+            f"{count} passes of {micro} are the quickest way to {candidate.global_batch_size}"
+        )
+        steps_reason += f" that fits, of micro-batches from {low} to {high}"
     return [
         Decision(
             name="micro_batch_size",

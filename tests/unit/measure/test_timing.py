@@ -26,8 +26,13 @@ class FakeTimer:
     """Steps that take what a law says, on a clock of their own."""
 
     def __init__(
-        self, law: Callable[[int], float], model: nn.Module | None = None, spread: float = 0.0
+        self,
+        law: Callable[[int], float],
+        model: nn.Module | None = None,
+        spread: float = 0.0,
+        today: int = 1,
     ) -> None:
+        self.task = tiny.task(recipe=tiny.task().recipe.replace(batch_size=today))
         self.law, self.spread = law, spread
         self.model = model or tiny.linear()
         self.now = 0.0
@@ -85,19 +90,34 @@ def test_growth_stops_where_the_rounds_of_a_larger_size_would_not_fit_the_budget
     assert max(more.steps) > max(samples.steps)
 
 
-def test_the_first_size_is_timed_whatever_the_budget() -> None:
-    samples, _ = run(FakeTimer(lambda _: 1.0), seconds=1e-9)
-    assert list(samples.steps) == [1]
-    assert len(samples.steps[1]) == MIN_REPETITIONS
+def test_todays_batch_is_timed_whatever_the_budget() -> None:
+    samples, _ = run(FakeTimer(lambda _: 1.0, today=24), seconds=1e-9)
+    assert list(samples.steps) == [24]
+    assert len(samples.steps[24]) == MIN_REPETITIONS
+    assert samples.cut
+
+
+def test_todays_batch_is_one_of_the_sizes_and_is_probed_once() -> None:
+    timer = FakeTimer(saturating, today=8)
+    samples, _ = run(timer, largest=16)
+    assert sorted(samples.steps) == [1, 2, 4, 8, 16]
+    assert timer.calls[:15] == [8] * 3 + [1] * 3 + [2] * 3 + [4] * 3 + [16] * 3
+    beyond, _ = run(FakeTimer(saturating, today=200))
+    assert sorted(beyond.steps) == [1, 2, 4, 8, 16, 32, 64, 128, 200]
+
+
+def test_todays_batch_is_left_out_where_memory_does_not_hold_it() -> None:
+    samples, _ = run(FakeTimer(saturating, today=64), largest=16)
+    assert sorted(samples.steps) == [1, 2, 4, 8, 16]
 
 
 def test_batch_norm_starts_at_two() -> None:
-    samples, _ = run(FakeTimer(saturating, tiny.batch_norm()), largest=16)
+    samples, _ = run(FakeTimer(saturating, tiny.batch_norm(), today=8), largest=16)
     assert sorted(samples.steps) == [2, 4, 8, 16]
 
 
 def test_a_limit_below_the_smallest_size_times_nothing() -> None:
-    samples, messages = run(FakeTimer(saturating, tiny.batch_norm()), largest=1)
+    samples, messages = run(FakeTimer(saturating, tiny.batch_norm(), today=2), largest=1)
     assert (samples.steps, messages) == ({}, [])
 
 
