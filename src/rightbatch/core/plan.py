@@ -123,6 +123,7 @@ class Plan(Constants):
 
     schema_version: Literal[1] = SCHEMA_VERSION
     task: str
+    """Its name; empty fits any task."""
     global_batch_size: Count
     micro_batch_size: Count
     accumulation_steps: Count = 1
@@ -158,6 +159,10 @@ class Plan(Constants):
     notes: tuple[str, ...] = ()
     """What a reader should know of the measurement beside the answer."""
     guards: tuple[Guard, ...] = ()
+    spec: str = ""
+    """What the task was loaded from, as commands name it; empty for a plan that no planner made."""
+    options: tuple[str, ...] = ()
+    """Of ``rightbatch plan``, that make this plan again from the same measurements."""
     doubts: tuple[Doubt, ...] = ()
     """Largest share first; empty where the choice would not change."""
 
@@ -212,9 +217,8 @@ class Plan(Constants):
         values: dict[str, Any] = {name: getattr(recipe, name) for name in Constants.model_fields}
         values |= {"task": task, "global_batch_size": recipe.batch_size, "learning_rate": recipe.lr}
         values |= changes
-        values.setdefault(
-            "micro_batch_size", values["global_batch_size"] // values.get("accumulation_steps", 1)
-        )
+        passes = max(1, values.get("accumulation_steps", 1))  # fewer are refused below, by name
+        values.setdefault("micro_batch_size", values["global_batch_size"] // passes)
         return cls(**values)
 
     @property

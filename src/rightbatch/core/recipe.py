@@ -137,6 +137,9 @@ class Recipe(Constants):
     """Examples per optimizer step, over all devices and accumulation steps."""
 
 
+_ABSENT: Any = ...
+
+
 class Target(Record):
     """The metric value that ends training: ``Target("accuracy", 0.97)``."""
 
@@ -145,14 +148,24 @@ class Target(Record):
     higher_is_better: bool = True
 
     def __init__(
-        self, metric: str, value: float, higher_is_better: bool = True, **unknown: Any
+        self,
+        metric: str = _ABSENT,
+        value: float = _ABSENT,
+        higher_is_better: bool = True,
+        **unknown: Any,
     ) -> None:
-        """Accept the metric and its value by position."""
-        super().__init__(metric=metric, value=value, higher_is_better=higher_is_better, **unknown)
+        """Accept the metric and its value by position; without either, the record says so."""
+        given = {"metric": metric, "value": value, "higher_is_better": higher_is_better} | unknown
+        super().__init__(**{name: one for name, one in given.items() if one is not _ABSENT})
 
     def is_reached(self, value: float) -> bool:
         """Whether a metric value meets the target."""
         return value >= self.value if self.higher_is_better else value <= self.value
+
+    @property
+    def option(self) -> str:
+        """As ``--target`` takes it: ``accuracy>=0.97``."""
+        return f"{self.metric}{'>=' if self.higher_is_better else '<='}{self.value!r}"
 
     def __str__(self) -> str:
         """As in ``accuracy >= 0.97``."""

@@ -171,8 +171,8 @@ class PilotPoint(Record):
     """Where the pilot run stood when its gradients were sampled."""
 
     examples_seen: int
-    loss: float
-    """Mean training loss per target since the previous point."""
+    loss: float | None
+    """Mean training loss per target since the previous point; None before the first update."""
     metrics: dict[str, float]
     """What the task's ``evaluate`` returned; empty where it was not called."""
 
@@ -205,6 +205,8 @@ class Measurements(Record):
     schema_version: int = SCHEMA_VERSION
     task: TaskFacts
     environment: Environment
+    seed: int = 0
+    """Of initialisation, data order and draws."""
     memory: tuple[MemoryTrace, ...] = ()
     step_timings: tuple[StepTiming, ...] = ()
     optimizer_seconds: tuple[float, ...] = ()

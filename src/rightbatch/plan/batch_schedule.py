@@ -42,6 +42,8 @@ class Proposal:
 
     schedule: BatchSchedule | None
     decision: Decision
+    ratio: Interval | None = None
+    """Time with the schedule over that with the plan's batch alone; None where it is not predicted."""
 
 
 def propose_schedule(
@@ -89,6 +91,7 @@ def propose_schedule(
         gain += " time of the one batch"
     return Proposal(
         schedule=schedule,
+        ratio=ratio,
         decision=Decision(
             name="batch_schedule",
             value=kind,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from rightbatch.core.errors import InfeasibleError
 from rightbatch.core.facts import TaskFacts
-from rightbatch.core.units import format_bytes, format_number, format_seconds
+from rightbatch.core.units import format_bytes, format_seconds
 from rightbatch.plan.candidates import Candidates, Floats, Mode
 from rightbatch.plan.draws import GRADIENT_BYTES
 from rightbatch.plan.limits import Limits
@@ -72,13 +73,12 @@ def make_constraints(
     """
     batches = candidates.global_batch_size.astype(float)
     memory = limits.memory_limit_bytes or device_bytes
-    share = 1 - limits.headroom
     found = [
         Constraint(
             name=f"{format_bytes(memory)} of memory with {limits.headroom:.0%} left free",
             needs=peaks,
-            limit=int(memory * share),
-            relax=lambda n: f"--memory-limit {int(np.ceil(n / share))}, {format_bytes(n / share)}",
+            limit=int(memory * (1 - limits.headroom)),
+            relax=lambda n: memory_option(n, limits.headroom),
         )
     ]
     if limits.max_batch_size is not None:
@@ -111,10 +111,39 @@ def make_constraints(
                 name=f"{format_seconds(limits.training_seconds)} of training",
                 needs=seconds,
                 limit=limits.training_seconds,
-                relax=lambda n: f"--time-budget-train {format_number(float(f'{n:.3g}'))}s",
+                relax=lambda n: f"--time-budget-train {_rounded_up(n)}s",
             )
         )
     return found
+
+
+def limit_for(needed_bytes: float, headroom: float) -> int:
+    """The least memory limit that leaves so much beside the headroom.
+
+    >>> limit_for(900, 0.1), limit_for(901, 0.1)
+    (1000, 1002)
+    """
+    limit = math.floor(needed_bytes / (1 - headroom))
+    while int(limit * (1 - headroom)) < needed_bytes:
+        limit += 1
+    return limit
+
+
+def memory_option(needed_bytes: float, headroom: float) -> str:
+    """What to ask for so that so much fits, as the end of an error."""
+    limit = limit_for(needed_bytes, headroom)
+    return f"--memory-limit {limit}, {format_bytes(limit)}"
+
+
+def _rounded_up(value: float) -> str:
+    """To three digits, as options are written.
+
+    >>> _rounded_up(0.39204), _rounded_up(12.0), _rounded_up(3.9204e-5)
+    ('0.393', '12', '0.0000393')
+    """
+    unit = 10.0 ** (math.floor(math.log10(value)) - 2)
+    rounded = math.ceil(round(value / unit, 6)) * unit
+    return np.format_float_positional(rounded, precision=3, unique=False, fractional=False, trim="-")
 
 
 def num_updates(candidates: Candidates, facts: TaskFacts, limits: Limits, seconds: Floats) -> Floats:

@@ -6,21 +6,13 @@ A guard warns. What makes a candidate impossible is a constraint (``plan.constra
 from __future__ import annotations
 
 import math
-import shlex
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 
-from rightbatch.core.facts import Environment, TaskFacts
-from rightbatch.core.plan import Candidate, Evidence, Guard, Objective
-from rightbatch.core.signal import Signal
+from rightbatch.core.plan import Guard
 from rightbatch.core.units import format_bytes, format_number
 from rightbatch.fit.bound import find_bound
-from rightbatch.fit.loader_model import LoaderModel
-from rightbatch.fit.roofline import FAST, SLOW
-from rightbatch.fit.speed_model import SpeedModel
-from rightbatch.fit.stability import Stability
-from rightbatch.fit.steps_model import StepsModel
-from rightbatch.plan.draws import ASSUMED_HOST_FACTOR
+from rightbatch.plan import unknown_guards
+from rightbatch.plan.guarded import Situation, speak
 from rightbatch.plan.positives import FEW_POSITIVES, guard_positives
 
 FEW_UPDATES = 100
@@ -28,35 +20,6 @@ FEW_UPDATES = 100
 BATCH_NORM_GROUP = 16
 LARGE_SHARE = 0.1  # of the data in one update: draws without replacement are no longer independent
 SAME = 0.02  # times that differ less are the same
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Situation:
-    """A chosen candidate with everything that guards look at."""
-
-    chosen: Candidate
-    candidates: Sequence[Candidate]
-    facts: TaskFacts
-    environment: Environment
-    """Of the device that is planned for."""
-    speed: SpeedModel
-    loader: LoaderModel
-    steps: StepsModel
-    objective: Objective
-    num_updates: int
-    rate: float
-    """Planned learning rate."""
-    stability: Stability | None
-    """What a short branch at the planned rate and batch showed; None where none was trained."""
-    is_derived: bool
-    """Whether step times and memory are those of a device that is not here."""
-    largest_micro_that_fits: int
-    usable_bytes: int
-    positives_per_example: float | None
-    """Positive targets in an example on average; None where the task declares none."""
-    fine_tuning: bool
-    signal: Signal | None = None
-    """Positives counted as they are drawn, and the noise of their gradient, where measured."""
 
 
 def memory(of: Situation) -> Guard | None:
@@ -67,7 +30,7 @@ def memory(of: Situation) -> Guard | None:
     text = f"Memory bounds the micro-batch: {largest:,} fits {format_bytes(of.usable_bytes)},"
     text += f" {timed:,} {'was traced' if of.is_derived else 'was timed'} and does not. Larger batches"
     text += " are accumulated."
-    return _guard("memory", text, "derived", "memory_law")
+    return speak("memory", text, "derived", "memory_law")
 
 
 def batch_norm_group(of: Situation) -> Guard | None:
@@ -79,7 +42,7 @@ def batch_norm_group(of: Situation) -> Guard | None:
     text = f"BatchNorm normalises over micro-batches of {group}: a variance over so few is off by"
     text += f" {spread} (one standard deviation), whatever the accumulation. GroupNorm or LayerNorm"
     text += " do not depend on it."
-    return _guard("batch_norm_group", text, "derived", "wu2018")
+    return speak("batch_norm_group", text, "derived", "wu2018")
 
 
 def positives_per_update(of: Situation) -> Guard | None:
@@ -98,7 +61,7 @@ def positives_per_update(of: Situation) -> Guard | None:
     text += f" fell independently, {math.exp(-expected):.2%} of all updates would see none; where they"
     text += f" cluster it is more. {FEW_POSITIVES} on average need a batch of"
     text += f" {math.ceil(FEW_POSITIVES / share):,}, or positives drawn more often."
-    return _guard("positives_per_update", text, "derived", "sparse_law")
+    return speak("positives_per_update", text, "derived", "sparse_law")
 
 
 def few_updates(of: Situation) -> Guard | None:
@@ -107,7 +70,7 @@ def few_updates(of: Situation) -> Guard | None:
         return None
     text = f"The whole run is {of.num_updates:,} updates: fewer than {FEW_UPDATES}, too few for"
     text += " the pilot's noise scale to stand for it. Train longer, or bound the batch: --max-batch."
-    return _guard("few_updates", text, "assumed", "default")
+    return speak("few_updates", text, "assumed", "default")
 
 
 def beyond_critical(of: Situation) -> Guard | None:
@@ -121,7 +84,39 @@ def beyond_critical(of: Situation) -> Guard | None:
         " fewest examples, and learning-rate rules are least reliable there: compare with half of it"
     )
     text += " before a long run."
-    return _guard("beyond_critical", text, "derived", "mccandlish2018")
+    return speak("beyond_critical", text, "derived", "mccandlish2018")
+
+
+def short_of_target(of: Situation) -> Guard | None:
+    """Speaks where the batch needs more examples to the target than the run may hold."""
+    ratio, held, target = of.chosen.examples_ratio, of.run_examples, of.facts.target
+    most = ratio.high or ratio.value
+    if target is None or held is None or most <= 1 + SAME:
+        return None
+    if of.target_examples is not None and most * of.target_examples <= held:
+        return None
+    text = f"Examples to {target}: {ratio.value:.1f} x today's"
+    text += (
+        f" ({ratio.low or 0:.1f} to {most:.1f}), while the run keeps today's {held:,}. The target is"
+    )
+    if of.target_examples is None:
+        text += f" missed unless today's recipe meets it within {1 / most:.0%} to"
+        text += f" {min(1.0, 1 / ratio.value):.0%} of its run"
+    else:
+        text += f" missed if it takes more than {held / of.target_examples:.1f} x the"
+        text += f" {of.target_examples:,} that today's recipe took"
+    text += ": then raise epochs (or steps) in plan.toml."
+    return speak("short_of_target", text, "derived", "mccandlish2018")
+
+
+def slow_schedule(of: Situation) -> Guard | None:
+    """Speaks where the batch schedule that was asked for is predicted to cost time."""
+    ratio = of.schedule_ratio
+    if ratio is None or ratio.value <= 1 + SAME:
+        return None
+    text = f"The batch schedule is predicted to take {ratio.value:.2f} ({ratio.low or 0:.2f} to"
+    text += f" {ratio.high or math.inf:.2f}) x the time of one batch: leave --batch-schedule out."
+    return speak("slow_schedule", text, "derived", "mccandlish2018")
 
 
 def input_bound(of: Situation) -> Guard | None:
@@ -133,7 +128,7 @@ def input_bound(of: Situation) -> Guard | None:
     advice = "add workers or make loading cheaper" if of.loader.overlaps else "raise num_workers"
     text = f"The loader gives {rate} examples/s, less than the step takes: a larger batch will not"
     text += f" help; {advice}."
-    return _guard("input_bound", text, "derived" if of.is_derived else "measured", "measured")
+    return speak("input_bound", text, "derived" if of.is_derived else "measured", "measured")
 
 
 def useless_accumulation(of: Situation) -> Guard | None:
@@ -147,7 +142,7 @@ def useless_accumulation(of: Situation) -> Guard | None:
         return None
     text = f"Accumulation buys nothing in time: a batch of {best.global_batch_size:,} in one pass is"
     text += f" predicted to take {best.seconds_ratio.value / mine.seconds_ratio.value:.2f} x as long."
-    return _guard("useless_accumulation", text, "derived", "mccandlish2018")
+    return speak("useless_accumulation", text, "derived", "mccandlish2018")
 
 
 def share_of_data(of: Situation) -> Guard | None:
@@ -158,7 +153,7 @@ def share_of_data(of: Situation) -> Guard | None:
         return None
     text = f"One update averages {share:.0%} of the {count:,} training examples: the noise left over"
     text += f" is {1 - share:.2f} x what the model assumes, which draws as if data never ran out."
-    return _guard("share_of_data", text, "derived", "mccandlish2018")
+    return speak("share_of_data", text, "derived", "mccandlish2018")
 
 
 def fine_tuning(of: Situation) -> Guard | None:
@@ -170,101 +165,19 @@ def fine_tuning(of: Situation) -> Guard | None:
     text = f"Fine-tuning: over the same examples, rate x updates is {distance:.2f} x today's, which"
     text += " bounds how far the weights move from the pre-trained ones. Forgetting follows this"
     text += " distance, not the batch size; evaluate the old task too, before and after."
-    return _guard("fine_tuning", text, "derived", "forgetting")
-
-
-def unvalidated(of: Situation) -> Guard | None:
-    """Speaks where the objective is accuracy: nothing here has measured any."""
-    if of.objective != "accuracy":
-        return None
-    text = "No measurement here says that a smaller batch generalises better on this task: train the"
-    text += " plan and today's recipe with several seeds and compare before relying on it."
-    return _guard("unvalidated", text, "assumed", "default")
-
-
-def one_size_timed(of: Situation) -> Guard | None:
-    """Speaks where step time is known at one micro-batch size only."""
-    low, high = of.speed.valid_range
-    if low < high:
-        return None
-    text = f"Only micro-batches of {low:,} were timed: nothing is known of others, and candidates"
-    text += " differ by accumulation alone. Measure longer: --time-budget."
-    return _guard("one_size_timed", text, "measured", "measured")
-
-
-def undecided_noise(of: Situation) -> Guard | None:
-    """Speaks where the noise scale has no upper bound, so that the plan's range is an assumption."""
-    if of.steps.decided:
-        return None
-    text = "The noise scale is only bounded from below"
-    text += f" ({format_number(round(of.steps.noise.low))} examples): critical batch sizes from"
-    text += f" {format_number(round(of.steps.low))} up to {format_number(round(of.steps.high))} were"
-    text += " allowed for."
-    return _guard("undecided_noise", text, "assumed", "noise_calibration")
-
-
-def unknown_optimizer(of: Situation) -> Guard | None:
-    """Speaks where no rule says how the optimizer's constants move."""
-    if of.facts.optimizer_family != "other":
-        return None
-    text = f"No rule is known for {of.facts.optimizer_class}: its constants are kept as they are."
-    return _guard("unknown_optimizer", text, "assumed", "default")
-
-
-def stability(of: Situation) -> Guard | None:
-    """Speaks where the rate was tried at the planned batch, or rises without having been."""
-    task, found = shlex.quote(of.facts.spec), of.stability
-    if found is None:
-        if of.rate <= of.facts.recipe.lr:
-            return None
-        text = f"The learning rate rises to {of.rate / of.facts.recipe.lr:.2f} x today's. That it"
-        text += f" trains stably is assumed: `rightbatch plan {task} --check-lr` measures it."
-        return _guard("stability", text, "assumed", "default")
-    where = f"{found.updates:,} updates at {found.learning_rate:.3g} from today's weights after"
-    where += f" {found.examples_seen:,} examples, without warmup"
-    if found.diverged:
-        text = f"Unstable, measured: in {where}, the loss ceased to be finite."
-    else:
-        low, high = found.change
-        text = f"{where}: loss {found.before:.3g} -> {found.after:.3g}, a change of {low:+.0%} to"
-        text += f" {high:+.0%}."
-        text = f"Stable, measured: {text}" if found.is_stable else f"Unstable, measured: {text}"
-    if not found.is_stable:
-        text += f" Lower the rate; `rightbatch plan {task} --tune-lr` looks for one that trains."
-    return _guard("stability", text, "measured", "rate_trials")
-
-
-def lower_precision(of: Situation) -> Guard | None:
-    """Speaks where the plan computes in another type than today: its speed says nothing of accuracy."""
-    mine, today = of.chosen.precision, of.facts.recipe.precision
-    if mine in {today, "fp32"}:
-        return None
-    text = f"{mine} in place of {today} rounds matrix products more coarsely. That this leaves the"
-    text += " target in reach is assumed: step times cannot show it, `rightbatch validate"
-    text += f" {shlex.quote(of.facts.spec)} --plan plan.toml` measures it."
-    return _guard("lower_precision", text, "assumed", "default")
-
-
-def not_here(of: Situation) -> Guard | None:
-    """Speaks where the plan is for a device that nothing was run on."""
-    if not of.is_derived:
-        return None
-    text = f"Derived for {of.environment.device_name}, which is not here: steps by a roofline at"
-    text += f" {SLOW.compute:.0%} to {FAST.compute:.0%} of its peak in matrix products and"
-    text += f" {SLOW.bandwidth:.0%} to {FAST.bandwidth:.0%} of its bandwidth, memory from traced steps."
-    text += f" The loader is taken to be as fast there within a factor of {ASSUMED_HOST_FACTOR:g}; the"
-    text += f" noise was measured here. There, `rightbatch plan {shlex.quote(of.facts.spec)} --device"
-    text += " cuda` measures steps, loader and memory."
-    return _guard("not_here", text, "derived", "williams2009")
+    return speak("fine_tuning", text, "derived", "forgetting")
 
 
 GUARDS: tuple[Callable[[Situation], Guard | None], ...] = (
-    not_here,
-    stability,
-    lower_precision,
-    undecided_noise,
-    one_size_timed,
-    unknown_optimizer,
+    unknown_guards.not_here,
+    unknown_guards.stability,
+    unknown_guards.lower_precision,
+    unknown_guards.undecided_noise,
+    unknown_guards.one_size_timed,
+    unknown_guards.today_in_passes,
+    short_of_target,
+    slow_schedule,
+    unknown_guards.unknown_optimizer,
     beyond_critical,
     few_updates,
     share_of_data,
@@ -274,14 +187,10 @@ GUARDS: tuple[Callable[[Situation], Guard | None], ...] = (
     batch_norm_group,
     positives_per_update,
     fine_tuning,
-    unvalidated,
+    unknown_guards.unvalidated,
 )
 
 
 def find_guards(of: Situation) -> tuple[Guard, ...]:
     """What every guard has to say, the weightiest first."""
     return tuple(found for guard in GUARDS if (found := guard(of)) is not None)
-
-
-def _guard(name: str, text: str, evidence: Evidence, source: str) -> Guard:
-    return Guard(name=name, text=text, evidence=evidence, source=source)

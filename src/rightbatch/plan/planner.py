@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from rightbatch.core.devices import parse_accelerator
-from rightbatch.core.errors import MeasurementError
+from rightbatch.core.errors import InfeasibleError, MeasurementError
 from rightbatch.core.facts import TaskFacts
-from rightbatch.core.plan import Candidate, Doubt, Guard, Objective, Plan, Prediction
+from rightbatch.core.plan import Candidate, Doubt, Guard, Interval, Objective, Plan, Prediction
 from rightbatch.core.recipe import Constants
 from rightbatch.core.samples import Measurements
 from rightbatch.fit.models import fit_models
@@ -17,14 +17,15 @@ from rightbatch.fit.stability import find_stability
 from rightbatch.plan.batch_schedule import propose_schedule
 from rightbatch.plan.candidates import Candidates, Mode, enumerate_candidates
 from rightbatch.plan.choose import Choice, choose
-from rightbatch.plan.constraints import allowed, make_constraints, peak_bytes
+from rightbatch.plan.constraints import allowed, make_constraints, memory_option, peak_bytes
 from rightbatch.plan.decide import Chosen, decide
 from rightbatch.plan.doubts import find_doubts
 from rightbatch.plan.draws import Draws
 from rightbatch.plan.fitted import Fitted, fit_all, split_today
-from rightbatch.plan.guards import Situation, find_guards
-from rightbatch.plan.inputs import check_measurements, check_target, until_target
-from rightbatch.plan.lengths import decide_length
+from rightbatch.plan.guarded import Situation
+from rightbatch.plan.guards import find_guards
+from rightbatch.plan.inputs import check_measurements, check_target, reached_after, until_target
+from rightbatch.plan.lengths import Length, decide_length
 from rightbatch.plan.limits import Limits
 from rightbatch.plan.modes import decide_modes
 from rightbatch.plan.score import Scores, interval, on_front, score
@@ -68,7 +69,8 @@ def make_plan(
     models = fit_models(measurements)
     fitted = fit_all(measurements, models, limits, wishes)
     candidates = _candidates(measurements, fitted, limits)
-    today = Candidates.of([split_today(facts, fitted.modes[0])])
+    now = split_today(facts, fitted.modes[0])
+    today = Candidates.of([now])
     scores = score(candidates, today, fitted.update_seconds, fitted.draws, objective)
     choice = choose(scores, objective, slowdown=limits.slowdown, today=facts.recipe.batch_size)
     table = _table(scores, fitted, facts)
@@ -85,6 +87,7 @@ def make_plan(
         limits=limits,
         modes=decide_modes(table[choice.index], candidates, fitted) if wishes.modes else (),
         is_derived=fitted.is_derived,
+        today_passes=now.accumulation_steps,
     )
     length = decide_length(chosen.candidate, facts, limits)
     decisions, changes = decide(chosen, length, measurements)
@@ -95,6 +98,7 @@ def make_plan(
     return Plan(
         **(shared | changes),
         task=facts.name,
+        spec=facts.spec,
         target=None if facts.target == own_target else facts.target,
         objective=objective,
         device=measurements.environment.device,
@@ -116,9 +120,10 @@ def make_plan(
             table,
             measurements,
             mode=mode,
-            num_updates=length.num_updates,
+            length=length,
             rate=float(changes["learning_rate"]),
             fine_tuning=wishes.fine_tuning,
+            schedule_ratio=growth.ratio,
         ),
         doubts=_doubts(choice, scores, today, fitted, facts, objective),
     )
@@ -179,8 +184,12 @@ def _check_one_example(modes: Sequence[Mode], limit_bytes: int, headroom: float)
     Raises:
         InfeasibleError: as said, of the mode that needs least.
     """
-    least = min(modes, key=lambda mode: mode.memory.high_bytes(1))
-    least.memory.max_micro_batch(limit_bytes, headroom)
+    least = min((mode.memory for mode in modes), key=lambda memory: memory.high_bytes(1))
+    try:
+        least.max_micro_batch(limit_bytes, headroom)
+    except InfeasibleError as error:
+        hint = f"{memory_option(least.high_bytes(1), headroom)}; or {error.hint}"
+        raise InfeasibleError(error.found, need=error.need, hint=hint) from error
 
 
 def _table(scores: Scores, fitted: Fitted, facts: TaskFacts) -> list[Candidate]:
@@ -236,9 +245,10 @@ def _guards(
     measurements: Measurements,
     *,
     mode: Mode,
-    num_updates: int,
+    length: Length,
     rate: float,
     fine_tuning: bool,
+    schedule_ratio: Interval | None,
 ) -> tuple[Guard, ...]:
     limits, facts = chosen.limits, measurements.task
     memory = limits.memory_limit_bytes or measurements.environment.memory_bytes
@@ -253,7 +263,7 @@ def _guards(
             loader=chosen.loader,
             steps=chosen.steps,
             objective=chosen.objective,
-            num_updates=num_updates,
+            num_updates=length.num_updates,
             rate=rate,
             stability=find_stability(
                 (*measurements.rate_checks, *measurements.rate_tunings),
@@ -265,6 +275,10 @@ def _guards(
             usable_bytes=int(memory * (1 - limits.headroom)),
             positives_per_example=sum(sparse) / len(sparse) if sparse else None,
             fine_tuning=fine_tuning,
+            today_passes=chosen.today_passes,
+            run_examples=None if limits.training_seconds else length.total_examples,
+            target_examples=reached_after(facts.target, measurements),
+            schedule_ratio=schedule_ratio,
             signal=measurements.signal,
         )
     )

@@ -129,6 +129,14 @@ def test_a_run_of_epochs_counts_examples_and_a_run_of_steps_counts_short_updates
     assert by_steps.total_examples(100, 80) == 5 * 80
 
 
+def test_a_target_without_its_value_is_refused_by_name() -> None:
+    with pytest.raises(InvalidInputError, match=r"no `value`.*need `value` in Target"):
+        Target("accuracy")
+    values = Plan.from_recipe(recipe()).model_dump() | {"target": {"metric": "accuracy"}}
+    with pytest.raises(InvalidInputError, match="need `value` in Target"):
+        Plan(**values)
+
+
 def test_loader_options_and_runs_pickle() -> None:
     record = Run(
         task="t",
@@ -150,6 +158,11 @@ def test_loader_options_and_runs_pickle() -> None:
     assert not record.target_reached
     assert record.replace(evaluations=()).metrics == {}
     assert pickle.loads(pickle.dumps(LoaderOptions())) == LoaderOptions()
+
+
+def test_no_passes_are_refused_by_name() -> None:
+    with pytest.raises(InvalidInputError, match="accumulation_steps = 0"):
+        Plan.from_recipe(recipe(), accumulation_steps=0)
 
 
 def test_factors_that_do_not_multiply_are_refused_with_their_product() -> None:

@@ -11,8 +11,9 @@ from rightbatch.core.sources import SOURCES
 from rightbatch.fit.calibration import calibrate
 from rightbatch.fit.models import fit_models
 from rightbatch.fit.stability import Stability
-from rightbatch.plan import guards
-from rightbatch.plan.guards import GUARDS, Situation, find_guards
+from rightbatch.plan import guards, unknown_guards
+from rightbatch.plan.guarded import Situation
+from rightbatch.plan.guards import GUARDS, find_guards
 
 ONE = Interval(value=1.0, low=1.0, high=1.0)
 
@@ -108,6 +109,43 @@ def test_beyond_the_critical_batch_the_examples_are_said() -> None:
     assert guards.beyond_critical(situation()) is None
 
 
+def test_a_run_that_may_end_before_its_target_says_how_many_more_examples_it_needs() -> None:
+    dear = candidate(examples_ratio=Interval(value=2.0, low=1.5, high=2.5))
+    spoken = situation(chosen=dear, run_examples=5000)
+    assert (
+        "Examples to accuracy >= 0.9: 2.0 x today's (1.5 to 2.5), while the run keeps today's"
+        in text(guards.short_of_target, spoken)
+    )
+    assert "unless today's recipe meets it within 40% to 50% of its run" in text(
+        guards.short_of_target, spoken
+    )
+    near = situation(chosen=dear, run_examples=5000, target_examples=2500)
+    assert "if it takes more than 2.0 x the 2,500 that today's recipe took" in text(
+        guards.short_of_target, near
+    )
+    for silent in (
+        situation(chosen=dear, run_examples=5000, target_examples=2000),  # 2.5 x 2000 fit
+        situation(chosen=dear),  # time bounds the run
+        situation(chosen=dear, run_examples=5000, facts=known.facts(target=None)),
+        situation(run_examples=5000),
+    ):
+        assert guards.short_of_target(silent) is None
+
+
+def test_a_batch_schedule_that_costs_time_is_advised_against() -> None:
+    slow = situation(schedule_ratio=Interval(value=2.26, low=1.58, high=3.2))
+    assert "take 2.26 (1.58 to 3.20) x the time of one batch" in text(guards.slow_schedule, slow)
+    quick = situation(schedule_ratio=Interval(value=0.9, low=0.8, high=1.1))
+    assert guards.slow_schedule(quick) is None
+
+
+def test_a_batch_of_today_that_was_not_timed_in_one_pass_is_said() -> None:
+    assert "Today's batch of 32 was not timed in one pass: it is taken to run in 4 of 8" in text(
+        unknown_guards.today_in_passes, situation(today_passes=4)
+    )
+    assert unknown_guards.today_in_passes(situation()) is None
+
+
 def test_an_input_bound_task_hears_that_batches_do_not_help() -> None:
     laws = known.Laws(load_seconds=(0.0, 1e-2), num_workers=4)
     assert "The loader gives 100 examples/s" in text(guards.input_bound, situation(laws))
@@ -147,17 +185,17 @@ def test_fine_tuning_speaks_of_the_distance() -> None:
 
 
 def test_accuracy_asks_for_a_validation() -> None:
-    assert "several seeds" in text(guards.unvalidated, situation(objective="accuracy"))
+    assert "several seeds" in text(unknown_guards.unvalidated, situation(objective="accuracy"))
 
 
 def test_one_timed_size_is_said() -> None:
     laws = known.Laws(sizes=(32,))
-    assert "Only micro-batches of 32" in text(guards.one_size_timed, situation(laws))
+    assert "Only micro-batches of 32" in text(unknown_guards.one_size_timed, situation(laws))
 
 
 def test_an_optimizer_without_a_rule_is_named() -> None:
     facts = known.facts(optimizer_family="other", optimizer_class="Muon")
-    assert "Muon" in text(guards.unknown_optimizer, situation(facts=facts))
+    assert "Muon" in text(unknown_guards.unknown_optimizer, situation(facts=facts))
 
 
 @pytest.mark.parametrize("guard", GUARDS, ids=lambda guard: guard.__name__)
@@ -180,18 +218,18 @@ def tried(**changes: Any) -> Stability:
 
 def test_a_rate_that_rises_untried_is_called_assumed_with_the_command_that_tries_it() -> None:
     of = situation(rate=0.2)
-    found = guards.stability(of)
+    found = unknown_guards.stability(of)
     assert found is not None
     assert found.evidence == "assumed"
-    assert "2.00 x today's" in text(guards.stability, of)
-    assert "`rightbatch plan known.py --check-lr`" in text(guards.stability, of)
-    assert guards.stability(situation(rate=0.1)) is None
-    assert guards.stability(situation(rate=0.05)) is None
+    assert "2.00 x today's" in text(unknown_guards.stability, of)
+    assert "`rightbatch plan known.py --check-lr`" in text(unknown_guards.stability, of)
+    assert unknown_guards.stability(situation(rate=0.1)) is None
+    assert unknown_guards.stability(situation(rate=0.05)) is None
 
 
 def test_a_rate_that_was_tried_speaks_with_its_losses() -> None:
     of = situation(rate=0.2, stability=tried())
-    found = guards.stability(of)
+    found = unknown_guards.stability(of)
     assert found is not None
     assert found.evidence == "measured"
     assert "40 updates at 0.2" in found.text
@@ -207,7 +245,7 @@ def test_a_rate_that_was_tried_speaks_with_its_losses() -> None:
     ],
 )
 def test_a_rate_that_is_unstable_is_said_to_be_so(changes: dict[str, Any], says: str) -> None:
-    spoken = text(guards.stability, situation(stability=tried(**changes)))
+    spoken = text(unknown_guards.stability, situation(stability=tried(**changes)))
     assert spoken.startswith("Unstable, measured")
     assert says in spoken
     assert "--tune-lr" in spoken
@@ -215,8 +253,8 @@ def test_a_rate_that_is_unstable_is_said_to_be_so(changes: dict[str, Any], says:
 
 def test_a_coarser_type_speaks_of_the_accuracy_that_no_time_shows() -> None:
     coarse = candidate(precision="bf16")
-    assert "rightbatch validate" in text(guards.lower_precision, situation(chosen=coarse))
+    assert "rightbatch validate" in text(unknown_guards.lower_precision, situation(chosen=coarse))
     recipe = known.facts().recipe.replace(precision="bf16")
     half = known.facts(recipe=recipe)
-    assert guards.lower_precision(situation(chosen=coarse, facts=half)) is None
-    assert guards.lower_precision(situation(facts=half)) is None
+    assert unknown_guards.lower_precision(situation(chosen=coarse, facts=half)) is None
+    assert unknown_guards.lower_precision(situation(facts=half)) is None

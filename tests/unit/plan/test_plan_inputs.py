@@ -52,12 +52,12 @@ def tuning(**changes: Any) -> RateTuning:
 @pytest.mark.parametrize(
     ("changes", "found"),
     [
-        ({"step_timings": (step(8, 0.1, -0.1, 0.1),)}, r"step_timings\[0\] has a step of -0.1 s"),
+        ({"step_timings": (step(8, 0.1, -0.1, 0.1),)}, r"step_timings\[0\] has -0.1 s"),
         ({"step_timings": (step(0, 0.1),)}, r"step_timings\[0\] has micro_batch_size 0"),
-        ({"step_timings": (step(8, 1e9),)}, r"has a step of 1e\+09 s"),
+        ({"step_timings": (step(8, 1e9),)}, r"has 1e\+09 s"),
         (
             {"step_timings": (step(8, 1.0), step(16, 0.01))},
-            "take 1 s at micro-batch 8 and 0.01 s at 16",
+            "take 1 s or more at micro-batch 8 and 0.01 s at 16",
         ),
         ({"optimizer_seconds": (0.1, -1.0)}, "optimizer_seconds has -1 s"),
         ({"loader_timings": (load(-0.5),)}, r"loader_timings\[0\] has -0.5 s"),
@@ -72,6 +72,8 @@ def tuning(**changes: Any) -> RateTuning:
         ({"gradients": (known.sample(1.0, 1.0).replace(covered=0.0),)}, "covered 0"),
         ({"gradients": (known.sample(1.0, 1.0).replace(population=9),)}, "draws 256 of 9"),
         ({"step_timings": (step(8, 0.1), step(8, 0.1))}, r"step_timings\[1\] is the second of 8"),
+        ({"loader_timings": (load(0.0),)}, r"loader_timings\[0\] has 0 s"),
+        ({"loader_timings": (load(0.1), load(0.1))}, r"loader_timings\[1\] is the second of"),
         ({"loader_timings": (load(),)}, r"loader_timings\[0\] has 0 times"),
         ({"memory": (TRACE.replace(micro_batch_size=0),)}, r"memory\[0\] has micro_batch_size 0"),
         ({"memory": (TRACE.replace(owner=TRACE.owner[1:]),)}, "columns that do not belong together"),
@@ -79,7 +81,7 @@ def tuning(**changes: Any) -> RateTuning:
         ({"memory": (known.trace((10**17, 10), 2),)}, "holds 100,000,000,000,000,020 bytes"),
         ({"environment": known.environment(memory_bytes=0)}, "environment.memory_bytes is 0"),
         ({"task": known.facts(num_train_examples=3)}, "is 3, with a batch of 32"),
-        ({"modes": (beside((1.0, -1.0), (1.0, 1.0)),)}, r"modes\[0\].timings\[0\] has a step of -1 s"),
+        ({"modes": (beside((1.0, -1.0), (1.0, 1.0)),)}, r"modes\[0\].timings\[0\] has -1 s"),
         ({"modes": (beside((1.0,), (1.0, 1.0)),)}, "has 1 steps beside 2"),
         ({"modes": (beside((1.0,), (1.0,)),) * 2}, r"modes\[1\] is the second of"),
         ({"modes": (beside((1.0,), (1.0,)).replace(device="cuda:t4"),)}, "without traces"),
@@ -94,6 +96,11 @@ def test_an_impossible_sample_is_named_with_its_place(changes: dict[str, Any], f
         check_measurements(changed)
     with pytest.raises(InvalidInputError, match="or measure again with --refresh"):
         make_plan(changed.task, changed)
+
+
+def test_steps_that_others_on_the_machine_held_up_are_no_impossible_fall() -> None:
+    measured = known.measurements(step_timings=(step(8, 0.03, 0.03, 0.001), step(16, 0.001, 0.002)))
+    check_measurements(measured)
 
 
 def test_a_trace_that_frees_what_it_does_not_hold_is_refused() -> None:
