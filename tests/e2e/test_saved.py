@@ -1,5 +1,6 @@
 """The verbs on measurements that an earlier call saved: tables for people, keys for programs."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -136,6 +137,10 @@ def test_memory_that_fits_nothing_exits_3_with_the_missing_bytes(saved: Path) ->
 def test_a_plan_that_fits_nothing_exits_3_with_the_missing_bytes(saved: Path) -> None:
     called = run_cli("plan", saved, "--memory-limit", "10KiB")
     assert_three_parts(called, code=3, found="one example needs", need="bytes more", hint="limit")
+    least = re.search(r"--memory-limit (\d+),", called.err)
+    assert least is not None
+    assert run_cli("plan", saved, "--memory-limit", least[1]).code == 0
+    assert run_cli("plan", saved, "--memory-limit", str(int(least[1]) - 10)).code == 3
 
 
 def test_speed_names_the_knee_and_what_sets_the_pace(saved: Path) -> None:

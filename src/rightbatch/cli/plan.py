@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,16 +20,15 @@ from rightbatch.cli.source import (
     load,
     measure_task,
     option,
+    parse_target,
     read_saved,
     saved_file,
 )
 from rightbatch.cli.train import OUTCOME, run_answer, run_folders, train_task
 from rightbatch.cli.tuning import check_rate, tune_rate
 from rightbatch.core.devices import Accelerator
-from rightbatch.core.errors import EXIT_DONE, InvalidInputError, MissingPackageError
-from rightbatch.core.facts import TaskFacts
+from rightbatch.core.errors import EXIT_DONE, MissingPackageError
 from rightbatch.core.plan import BatchScheduleKind, Objective, Plan
-from rightbatch.core.recipe import Target
 from rightbatch.core.run import Outcome, Run
 from rightbatch.core.samples import Measurements
 from rightbatch.core.store import read_record, write_record
@@ -43,6 +40,7 @@ if TYPE_CHECKING:
 
 Number = TypeVar("Number", int, float)
 
+_MEASURE_MORE = {"time_budget", "tune_lr", "check_lr"}
 _HEADLINE = (
     "global_batch_size",
     "micro_batch_size",
@@ -151,7 +149,7 @@ def plan(
         write_record(folder / "measurements.json", measurements)
     facts = measurements.task
     if wanted.target:
-        facts = facts.replace(target=parse_target(wanted.target, facts))
+        facts = facts.replace(target=parse_target(wanted.target, facts.target))
     wishes = Wishes(
         batch_schedule=wanted.batch_schedule,
         fine_tuning=wanted.fine_tuning,
@@ -164,10 +162,23 @@ def plan(
             measurements = tried(loaded, made, measurements, measuring)
             write_record(folder / "measurements.json", measurements)
             made = make_plan(facts, measurements, objective, limits, wishes=wishes)
+    made = made.replace(options=_options(bounds, wanted, measuring))
     write_plan(folder / "plan.toml", made)
     write_record(folder / "plan.json", made)
     run = _train(loaded, made, folder, measuring) if train and loaded else None
     return _answer(made, measurements, folder, run)
+
+
+def _options(*groups: Any) -> tuple[str, ...]:
+    """Those that are not as usual, as they are written; what only measures more is not of the plan."""
+    found: list[str] = []
+    for group in groups:
+        for field in dataclasses.fields(group):
+            value = getattr(group, field.name)
+            if value != field.default and field.name not in _MEASURE_MORE:
+                name = f"--{field.name.replace('_', '-')}"
+                found += [name] if value is True else [name, str(value)]
+    return tuple(found)
 
 
 def _stages(wanted: Wanted, away: Accelerator | None) -> tuple[str, ...]:
@@ -191,29 +202,6 @@ def _limits(bounds: Bounds) -> Limits:
         training_seconds=given("--time-budget-train", parse_seconds, bounds.time_budget_train),
         slowdown=bounds.slowdown,
     )
-
-
-def parse_target(text: str, facts: TaskFacts) -> Target:
-    """Read ``METRIC=VALUE``, in the direction of the task's own target, or with >= or <=.
-
-    Raises:
-        InvalidInputError: the text is no such target, or ``=`` leaves the direction open.
-    """
-    match = re.fullmatch(r"\s*(.+?)\s*(>=|<=|=)\s*(\S+)\s*", text)
-    try:
-        metric, sign, value = (match[1], match[2], float(match[3])) if match else ("", "", math.nan)
-    except ValueError:
-        metric, sign, value = "", "", math.nan
-    if not math.isfinite(value):
-        hint = "as in --target accuracy=0.98"
-        raise InvalidInputError(f"--target {text!r}", need="METRIC=VALUE", hint=hint)
-    own = facts.target
-    if sign == "=" and (own is None or own.metric != metric):
-        found = f"--target {text!r}, while the task's target is {own or 'none'}"
-        hint = f"--target '{metric}>={value:g}' or '{metric}<={value:g}'"
-        raise InvalidInputError(found, need="the direction of this metric", hint=hint)
-    higher = own.higher_is_better if sign == "=" and own else sign == ">="
-    return Target(metric, value, higher)
 
 
 def _measurements(

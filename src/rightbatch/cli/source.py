@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,7 @@ from cyclopts import Parameter
 from rightbatch.cli.output import say
 from rightbatch.cli.progress import measure_bar
 from rightbatch.core.errors import InvalidInputError, MeasurementError
+from rightbatch.core.recipe import Target
 from rightbatch.core.samples import Measurements
 from rightbatch.core.store import read_record
 from rightbatch.core.units import parse_seconds
@@ -166,6 +169,31 @@ def parse_sizes(text: str) -> list[int]:
         hint = "write them with commas and without spaces: 1,8,64"
         raise InvalidInputError(repr(text), need="batch sizes of 1 or more", hint=hint)
     return [int(part) for part in parts]
+
+
+def parse_target(text: str, own: Target | None) -> Target:
+    """Read ``METRIC=VALUE``, in the direction of the task's own target, or with >= or <=.
+
+    >>> parse_target("loss<=0.1", None)
+    Target(metric='loss', value=0.1, higher_is_better=False)
+
+    Raises:
+        InvalidInputError: the text is no such target, or ``=`` leaves the direction open.
+    """
+    match = re.fullmatch(r"\s*(.+?)\s*(>=|<=|=)\s*(\S+)\s*", text)
+    try:
+        metric, sign, value = (match[1], match[2], float(match[3])) if match else ("", "", math.nan)
+    except ValueError:
+        metric, sign, value = "", "", math.nan
+    if not math.isfinite(value):
+        hint = "as in --target accuracy=0.98"
+        raise InvalidInputError(f"--target {text!r}", need="METRIC=VALUE", hint=hint)
+    if sign == "=" and (own is None or own.metric != metric):
+        found = f"--target {text!r}, while the task's target is {own or 'none'}"
+        hint = f"--target '{metric}>={value:g}' or '{metric}<={value:g}'"
+        raise InvalidInputError(found, need="the direction of this metric", hint=hint)
+    higher = own.higher_is_better if sign == "=" and own else sign == ">="
+    return Target(metric, value, higher)
 
 
 def parse_workers(text: str) -> int | Literal["ray"]:

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from rightbatch.cli.output import Answer, say
 from rightbatch.cli.progress import train_bar
-from rightbatch.cli.source import Flag, load, option
+from rightbatch.cli.source import Flag, load, option, parse_target
 from rightbatch.core.errors import EXIT_DONE, EXIT_FINDING, EXIT_INTERRUPTED
 from rightbatch.core.plan import Plan
 from rightbatch.core.run import Outcome, Run
@@ -40,6 +40,7 @@ def train(  # noqa: PLR0913 - each its own
     seed: int | None = None,
     max_updates: int | None = None,
     early_stopping: int | None = None,
+    target: str | None = None,
     resume: Flag = False,
     checkpoint_every: str = "10m",
     keep: int = 2,
@@ -64,6 +65,7 @@ def train(  # noqa: PLR0913 - each its own
         seed: Of the initial weights, the order of the examples and all else random; 0 if not given.
         max_updates: Stop after so many optimizer steps; the schedule still sees the whole plan.
         early_stopping: End after so many evaluations in a row that are no better than the best.
+        target: End at this instead of the task's or plan's: accuracy=0.98, or loss<=0.1 in quotes.
         resume: Go on with the run in that folder, or the newest one, where it was stopped or killed.
         checkpoint_every: Longest time to lose, such as 90s or 10m.
         keep: Checkpoints that are kept, the newest ones.
@@ -99,6 +101,8 @@ def train(  # noqa: PLR0913 - each its own
             used = read_record(folder / _PLAN, Plan)
         if seed is None:
             seed = int(read_json(folder / _START).get("seed", 0))
+    if target:
+        used = used.replace(target=parse_target(target, used.target or loaded.target))
     return run_answer(
         train_task(
             loaded,

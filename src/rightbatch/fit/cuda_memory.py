@@ -199,7 +199,11 @@ def largest_micro_batch(
         found = f"one example needs {least:,} bytes ({format_bytes(least)}) with the CUDA context"
         found += f" and does not fit into {memory_bytes:,}"
         need = f"{max(1, least - memory_bytes):,} bytes more"
-        hint = "raise the limit, or try --precision bf16, --checkpointing, or an optimizer like sgd"
+        hint = (
+            "raise the limit; bf16, checkpointing or an optimizer with less state, like sgd, need less"
+        )
+        if 2 * CONTEXT_BYTES[1] > least:
+            hint = f"raise the limit: {format_bytes(CONTEXT_BYTES[1])} of it are the CUDA context's"
         raise InfeasibleError(found, need=need, hint=hint)
     fails = 2
     while fails <= LARGEST_SIZE and (grown := predict(fails)).fits:

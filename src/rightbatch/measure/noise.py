@@ -86,6 +86,9 @@ def measure_noise(
     spent = _Spent()
     noise_scale = float(recipe.batch_size)
     coupling = _find_coupling(pilot, recipe.batch_size)
+    if task.target is not None and not samples.points:  # a target that needs no training is refused
+        metrics = _timed_metrics(pilot, device, spent, budget)
+        samples.points.append(PilotPoint(examples_seen=0, loss=None, metrics=metrics))
     pilot.update()  # imports and warms up: its time says nothing of the next
     known = max((point.examples_seen for point in samples.points), default=0)
     for goal in _point_examples(total, recipe.batch_size):
@@ -102,7 +105,7 @@ def measure_noise(
                 return
         if any(point.examples_seen == pilot.examples_seen for point in samples.points):
             continue
-        if samples.points and not budget.allows(MIN_SAMPLES * 2 * spent.seconds_per_update):
+        if samples.gradients and not budget.allows(MIN_SAMPLES * 2 * spent.seconds_per_update):
             samples.cut = True
             return
         last = pilot.examples_seen < goal  # as far as the time reaches
@@ -113,10 +116,7 @@ def measure_noise(
         metrics: dict[str, float] = {}
         expected = spent.evaluating + spent.one_evaluation
         if task.target is not None and expected <= EVALUATION_SHARE * budget.seconds:
-            start = budget.elapsed
-            metrics = evaluate(task, pilot.model, _validation_batches(task), device)
-            spent.one_evaluation = budget.elapsed - start
-            spent.evaluating += spent.one_evaluation
+            metrics = _timed_metrics(pilot, device, spent, budget)
         samples.points.append(
             PilotPoint(examples_seen=pilot.examples_seen, loss=pilot.mean_loss(), metrics=metrics)
         )
@@ -140,6 +140,14 @@ class _Spent:
     def seconds_per_update(self) -> float:
         """What a forward and backward of today's batch costs, with its optimizer step."""
         return self.training / max(1, self.updates)
+
+
+def _timed_metrics(pilot: Pilot, device: str, spent: _Spent, budget: Budget) -> dict[str, float]:
+    start = budget.elapsed
+    metrics = evaluate(pilot.task, pilot.model, _validation_batches(pilot.task), device)
+    spent.one_evaluation = budget.elapsed - start
+    spent.evaluating += spent.one_evaluation
+    return metrics
 
 
 def measure_noise_updates(

@@ -73,7 +73,7 @@ def measure(
         refresh: discard earlier measurements instead of continuing them.
 
     Raises:
-        InvalidInputError: the earlier file was made for another task or environment, a stage is
+        InvalidInputError: the earlier file was made for another task, environment or seed, a stage is
             unknown, or there is no time to spend.
         InvalidTaskError: the task cannot be measured as it stands.
         InfeasibleError: one example takes more than half of the device's memory.
@@ -90,7 +90,7 @@ def measure(
     budget = Budget(seconds=time_budget_seconds)
     path = out / "measurements.json" if out else None
     facts = check_task(task, device)
-    fresh = Measurements(task=facts, environment=read_environment(device))
+    fresh = Measurements(task=facts, environment=read_environment(device), seed=seed)
     state = fresh if refresh or path is None or not path.exists() else _continue(path, fresh)
     context = Context(task=task, device=device, seed=seed, memory_bytes=fresh.environment.memory_bytes)
     if path is not None:
@@ -118,19 +118,19 @@ def _continue(path: Path, fresh: Measurements) -> Measurements:
     """Take up an earlier file.
 
     Raises:
-        InvalidInputError: it is of another task or environment.
+        InvalidInputError: it is of another task, environment or seed.
     """
     earlier = read_record(path, Measurements)
     for what, before, now in (
         ("the task", earlier.task.fingerprint, fresh.task.fingerprint),
         ("the environment", earlier.environment, fresh.environment),
+        ("the seed", earlier.seed, fresh.seed),
     ):
         if before != now:
             found = f"{path} was measured before {what} changed ({_difference(earlier, fresh)})"
             hint = "--refresh measures again and replaces it, --out DIR keeps both"
-            raise InvalidInputError(
-                found, need="measurements of one task in one environment", hint=hint
-            )
+            need = "measurements of one task in one environment, under one seed"
+            raise InvalidInputError(found, need=need, hint=hint)
     return earlier
 
 
@@ -143,7 +143,7 @@ def _difference(earlier: Measurements, fresh: Measurements) -> str:
         for name in type(a).model_fields
         if name not in {"recipe", "loader"} and getattr(a, name) != getattr(b, name)
     ]
-    return "; ".join(names)
+    return "; ".join(names or [f"seed: {earlier.seed} -> {fresh.seed}"])
 
 
 def _close(state: Measurements, stage: str, *, cut: bool) -> Measurements:

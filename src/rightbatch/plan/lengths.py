@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,8 +43,16 @@ def decide_length(candidate: Candidate, facts: TaskFacts, limits: Limits) -> Len
             f" {format_seconds(candidate.update_seconds)} an update: {format_number(total)} examples,"
             f" {format_number(float(f'{total / count:.3g}'))} epochs",
         )
-        changes = {"epochs": None, "steps": steps}
-        return Length(total_examples=total, num_updates=steps, decisions=(decision,), changes=changes)
+        changes: dict[str, Any] = {"epochs": None, "steps": steps}
+        decisions = [decision]
+        if recipe.decay_at is not None:
+            share = total / recipe.total_examples(recipe.batch_size, count)
+            decays = sorted({max(1, round(share * at)) for at in recipe.decay_at})
+            changes["decay_at"] = tuple(decays)
+            decisions.append(_decays(decays, recipe.decay_at))
+        return Length(
+            total_examples=total, num_updates=steps, decisions=tuple(decisions), changes=changes
+        )
     total = recipe.total_examples(recipe.batch_size, count)
     epochs, rest = divmod(total, count)
     steps = epochs * -(-count // batch) + -(-rest // batch)
@@ -60,6 +69,18 @@ def decide_length(candidate: Candidate, facts: TaskFacts, limits: Limits) -> Len
     )
     return Length(
         total_examples=total, num_updates=steps, decisions=(decision,), changes={"steps": steps}
+    )
+
+
+def _decays(moved: Sequence[int], today: Sequence[int]) -> Decision:
+    before, now = (", ".join(map(format_number, examples)) for examples in (today, moved))
+    return Decision(
+        name="decay_at",
+        value=now,
+        evidence="derived",
+        rule="at the same shares of the run",
+        source="recipe",
+        reason=f"the rate falls after {now} examples, as after {before} of today's run",
     )
 
 

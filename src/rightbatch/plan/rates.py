@@ -62,8 +62,9 @@ def fit_surge(pairs: Sequence[tuple[float, float]]) -> Surge:
     """
     sizes, rates = np.array([p[0] for p in pairs], float), np.array([p[1] for p in pairs], float)
     text = ", ".join(f"{size:g}:{rate:g}" for size, rate in pairs)
-    if len(set(sizes.tolist())) < 2 or (sizes <= 0).any() or (rates <= 0).any():
-        need = "two different batch sizes or more, each with a rate above 0"
+    both = np.concatenate([sizes, rates])
+    if len(set(sizes.tolist())) < 2 or not ((both > 0) & np.isfinite(both)).all():
+        need = "two different batch sizes or more, each with a finite rate above 0"
         raise InvalidInputError(f"pairs {text}", need=need, hint="as in 32:1e-3,128:2e-3,512:2e-3")
     design = np.stack([rates / np.sqrt(sizes), rates * np.sqrt(sizes)], axis=1)
     p, q = np.linalg.lstsq(design, np.ones(len(sizes)), rcond=None)[0].tolist()

@@ -83,11 +83,14 @@ def scaling_table(
         batch_norm_momentum: of the model's BatchNorm layers.
 
     Raises:
-        InvalidInputError: the optimizer is a mistyped one, or the noise scale is not positive.
+        InvalidInputError: the optimizer is a mistyped one, or a number is out of its range.
     """
     if noise_scale is not None and not noise_scale > 0:
         found = f"noise scale {noise_scale:g}"
         raise InvalidInputError(found, need="above 0 examples", hint="rightbatch noise TASK")
+    if batch_norm_momentum is not None and not 0 <= batch_norm_momentum <= 1:
+        found, hint = f"BatchNorm momentum {batch_norm_momentum:g}", "torch's default is 0.1"
+        raise InvalidInputError(found, need="a share from 0 to 1", hint=hint)
     family = find_family(recipe.optimizer_name)
     today = recipe.batch_size
     relative = noise_scale / today if noise_scale else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import textwrap
 import tomllib
 from pathlib import Path
@@ -25,6 +26,8 @@ _EVIDENCE = {
     "guards",
     "doubts",
     "memory_limit_bytes",
+    "spec",
+    "options",
 }
 _TABLE = re.compile(r"^\s*\[\s*([A-Za-z0-9_-]+)\s*\]")
 _KEY = re.compile(r"^\s*(?:\"([^\"]+)\"|'([^']+)'|([A-Za-z0-9_-]+))\s*=")
@@ -48,7 +51,9 @@ def format_plan(plan: Plan) -> str:
         reasons["betas"] = reasons["beta1"]
     lines = [
         *_comment(f"How to train {plan.task or 'this task'}: edit any value, then"),
-        *_comment(f"  rightbatch train {plan.task or 'TASK'} --plan plan.toml"),
+        *_comment(
+            f"  rightbatch train {shlex.quote(plan.spec) if plan.spec else 'TASK'} --plan plan.toml"
+        ),
         *_comment(
             "Each value says how it is known: measured on this task, derived by a formula, or assumed."
         ),

@@ -52,6 +52,8 @@ def render_report(
     Raises:
         MissingPackageError: plotly is not installed.
     """
+    if plan and plan.target:
+        measurements = measurements.replace(task=measurements.task.replace(target=plan.target))
     models = fit_models(measurements)
     exhibits = collect_exhibits(measurements, models, plan, runs)
     body = [
@@ -73,9 +75,7 @@ def _answer(
 ) -> list[Html]:
     """What to do, and why: enough to act on."""
     task = measurements.task
-    if plan and plan.target:
-        task = task.replace(target=plan.target)
-    batches = {run.global_batch_size for run in runs}
+    batches = {r.global_batch_size for r in runs if r.run is None or r.run.target == task.target}
     steps = sentences.next_steps(
         plan,
         measurements,

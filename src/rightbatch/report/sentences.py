@@ -12,6 +12,7 @@ from pathlib import Path
 from rightbatch.core.errors import InfeasibleError
 from rightbatch.core.facts import TaskFacts
 from rightbatch.core.plan import Interval, Plan
+from rightbatch.core.recipe import Target
 from rightbatch.core.samples import Measurements
 from rightbatch.core.units import format_bytes, format_number, format_seconds
 from rightbatch.fit.memory_model import MemoryModel
@@ -141,19 +142,24 @@ def memory_sentence(model: MemoryModel, micro_batch_size: int, limit_bytes: int)
 
 def comparison_sentence(plan: Plan, runs: Sequence[RunHistory], facts: TaskFacts) -> str:
     """What the plan's run took against a run of today's batch, where both reached the target."""
+    target = plan.target or facts.target
     planned, today = (
-        next((r for r in runs if r.global_batch_size == batch and r.run and r.run.target_reached), None)
+        next((r for r in runs if r.global_batch_size == batch and _met(r, target)), None)
         for batch in (plan.global_batch_size, facts.recipe.batch_size)
     )
     if planned is None or today is None or planned is today:
         return ""
     took, before = planned.evaluations[-1].seconds, today.evaluations[-1].seconds
     text = (
-        f"The plan took {format_seconds(took)} to {goal_text(facts)}, today's recipe"
+        f"The plan took {format_seconds(took)} to {target}, today's recipe"
         f" {format_seconds(before)}: {_short(took / before)} of its time"
     )
     predicted = plan.predicted.seconds_to_target_ratio if plan.predicted else None
     return text + (f", predicted {interval_text(predicted)}." if predicted else ".")
+
+
+def _met(history: RunHistory, target: Target | None) -> bool:
+    return history.run is not None and history.run.target_reached and history.run.target == target
 
 
 def next_steps(
@@ -175,30 +181,41 @@ def next_steps(
     """
     task, where = shlex.quote(measurements.task.spec), shlex.quote(str(folder))
     missing = [stage for stage in STAGES if stage not in measurements.complete]
-    again = f"rightbatch plan {task} --out {where} --time-budget 10m"
+    plan_again = " ".join(["rightbatch plan", task, *_kept_options(plan), "--out", where])
+    again = f"{plan_again} --time-budget 10m"
     if plan is None:
         return [f"Finish the measurement and make the plan: `{again}`"]
     if plan.is_derived:
-        there = f"rightbatch plan {task} --device cuda --out {where}"
+        there = f"{plan_again} --device cuda"
         return [f"Measure on a machine with {plan.device}: `{there}`"]
     steps: list[str] = []
     if not trained:
         train = f"rightbatch train {task} --plan {where}/plan.toml --run {where}/runs/plan"
         steps.append(f"Train with this plan: `{train}`")
         if all(t.batch_size != plan.global_batch_size for t in measurements.rate_tunings):
-            tune = f"rightbatch plan {task} --out {where} --tune-lr"
+            tune = f"{plan_again} --tune-lr"
             steps.append(f"Try other learning rates; a rule trusts that today's was tuned: `{tune}`")
     if missing:
         steps.append(f"Measure on where it was cut short ({', '.join(missing)}): `{again}`")
     elif doubt := _least_certain(plan, f"{again} --refresh"):
         steps.append(doubt)
     if not compared and plan.global_batch_size != measurements.task.recipe.batch_size:
-        recipe = f"rightbatch train {task} --run {where}/runs/recipe"
+        target = f" --target {shlex.quote(plan.target.option)}" if plan.target else ""
+        recipe = f"rightbatch train {task}{target} --run {where}/runs/recipe"
         steps.append(f"Train today's recipe too and compare: `{recipe} && rightbatch report {where}`")
     if steps:
         return steps
     again = f"rightbatch train {task} --plan {where}/plan.toml --run {where}/runs/plan-seed-1 --seed 1"
     return [f"One run a side says little; train with another seed: `{again}`"]
+
+
+def _kept_options(plan: Plan | None) -> list[str]:
+    """What a plan was asked for with; that of a device that is not here names the device."""
+    options = list(plan.options) if plan else []
+    if plan and plan.is_derived and "--device" in options:
+        at = options.index("--device")
+        del options[at : at + 2]
+    return [shlex.quote(option) for option in options]
 
 
 def _prediction(plan: Plan, facts: TaskFacts) -> str:
@@ -207,11 +224,14 @@ def _prediction(plan: Plan, facts: TaskFacts) -> str:
     examples = plan.predicted.examples_to_target_ratio
     undecided = seconds.high is None or (seconds.low or 0) <= 1 <= seconds.high
     fewer = examples.high is not None and examples.high < 1
+    more = examples.low is not None and examples.low > 1
     text = f"predicted {interval_text(seconds)} of today's time to {goal_text(facts)}"
+    if plan.batch_schedule is not None:
+        text = f"with this batch all along {text}"
     if undecided:
         chance = percent(plan.predicted.probability_better)
         text += f", so whether it is sooner is not decided ({chance} likely)"
-    if fewer if undecided else seconds.value > 1:
+    if more or (fewer if undecided else seconds.value > 1):
         text += f", for {interval_text(examples)} of its examples"
     return text
 

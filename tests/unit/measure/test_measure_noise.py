@@ -43,25 +43,27 @@ def recipe(**changes: Any) -> Any:
 
 def test_points_lie_evenly_in_the_logarithm_up_to_the_whole_run() -> None:
     samples, messages = run(tiny.task(recipe=recipe(epochs=8)))
-    seen = [point.examples_seen for point in samples.points]
+    before, *seen = [point.examples_seen for point in samples.points]
+    assert before == 0  # where the target is looked at before any training
     assert seen == [72, 96, 136, 192, 272, 384]  # 384 over powers of sqrt(2), from 8 updates on
     assert len(messages) == 6
     for point in seen:
         taken = [s for s in samples.gradients if s.examples_seen == point]
         assert MIN_SAMPLES <= len(taken) <= MAX_SAMPLES
     assert all(point.metrics.keys() == {"mse"} for point in samples.points)
-    assert samples.points[-1].loss < samples.points[0].loss
+    assert samples.points[0].loss is None
+    assert samples.points[-1].loss < samples.points[1].loss
     assert not samples.cut
 
 
 def test_a_run_too_short_for_that_has_one_point_at_its_end() -> None:
     samples, _ = run(tiny.task(recipe=recipe(epochs=0.5)))
-    assert [point.examples_seen for point in samples.points] == [24]
+    assert [point.examples_seen for point in samples.points] == [0, 24]
 
 
 def test_the_target_ends_the_pilot() -> None:
     samples, _ = run(tiny.task(target=Target("mse", 1e9, higher_is_better=False)))
-    assert len(samples.points) == 1
+    assert len(samples.points) == 2  # before training, and after some
     assert not samples.cut
 
 
@@ -89,16 +91,16 @@ def test_a_task_without_a_target_is_not_evaluated() -> None:
 @pytest.mark.parametrize("seconds", [1e-9, 0.0])
 def test_a_spent_budget_leaves_one_point_with_the_fewest_samples(seconds: float) -> None:
     samples, _ = run(tiny.task(), seconds=seconds)
-    assert len(samples.points) == 1
+    assert len(samples.points) == 2
     assert len(samples.gradients) == MIN_SAMPLES
-    assert samples.points[0].examples_seen == 16  # the warm-up and one more
+    assert samples.points[1].examples_seen == 16  # the warm-up and one more
     assert samples.cut
 
 
 def test_points_already_there_are_passed_through_on_the_same_path() -> None:
     task = tiny.task(recipe=recipe(epochs=8))
     whole, _ = run(task)
-    cut = NoiseSamples([s for s in whole.gradients if s.examples_seen <= 136], list(whole.points[:3]))
+    cut = NoiseSamples([s for s in whole.gradients if s.examples_seen <= 136], list(whole.points[:4]))
     kept = list(cut.gradients)
     again, messages = run(task, cut)
     assert len(messages) == 3

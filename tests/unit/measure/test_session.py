@@ -107,7 +107,7 @@ def test_ctrl_c_keeps_what_was_measured_and_the_next_call_goes_on(tmp_path: Path
         measure(task, out=tmp_path, time_budget_seconds=60, stages=REAL, on_progress=interrupt)
     kept = read_record(tmp_path / "measurements.json", Measurements)
     assert kept.complete == ("loader", "speed")
-    assert len(kept.pilot) == 1
+    assert len(kept.pilot) == 2  # before training, and where gradients were sampled first
     assert kept.gradients
     seen: list[Progress] = []
     found = measure(task, out=tmp_path, time_budget_seconds=60, stages=REAL, on_progress=seen.append)
@@ -203,6 +203,13 @@ def test_measurements_of_another_environment_are_refused(tmp_path: Path, clock: 
     write_record(tmp_path / "measurements.json", elsewhere)
     with pytest.raises(InvalidInputError, match=r"before the environment changed .*torch: 1.0 -> "):
         measure(tiny.task(), out=tmp_path, time_budget_seconds=1000)
+
+
+def test_measurements_under_another_seed_are_refused(tmp_path: Path, clock: Clock) -> None:
+    measure(tiny.task(), out=tmp_path, time_budget_seconds=1000)
+    with pytest.raises(InvalidInputError, match=r"before the seed changed \(seed: 0 -> 7\)"):
+        measure(tiny.task(), out=tmp_path, time_budget_seconds=1000, seed=7)
+    assert measure(tiny.task(), out=tmp_path, time_budget_seconds=1000).seed == 0
 
 
 def test_refresh_discards_an_earlier_file_even_a_broken_one(tmp_path: Path, clock: Clock) -> None:

@@ -215,6 +215,7 @@ def test_the_surge_form_is_found_from_its_own_values(rate: float, peak: float) -
         ([(32, 1e-3)], "pairs 32:0.001"),
         ([(32, 1e-3), (32, 2e-3)], "pairs 32:0.001, 32:0.002"),
         ([(32, 1e-3), (64, -2e-3)], "64:-0.002"),
+        ([(32, 1e-3), (64, math.inf)], "64:inf"),
         ([(32, 1e-3), (64, 4e-3)], "faster than the square root"),
         ([(32, 1e-3), (64, 1e-4)], "against the square root"),
     ],

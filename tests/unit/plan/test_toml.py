@@ -15,7 +15,7 @@ from rightbatch.plan.planner import make_plan
 from rightbatch.plan.toml import format_plan, read_plan, write_plan
 
 EVIDENCE = {"decisions", "plateau", "tolerance", "predicted", "candidates", "notes", "guards", "doubts"}
-EVIDENCE |= {"memory_limit_bytes"}
+EVIDENCE |= {"memory_limit_bytes", "spec", "options"}
 
 
 def planned(**changes: Any) -> Plan:
@@ -46,6 +46,8 @@ def test_a_plan_reads_back_with_every_setting(tmp_path: Path) -> None:
     plan = planned(weight_decay=0.01, momentum=0.9, clip_norm=1.0, schedule="cosine")
     write_plan(tmp_path / "plan.toml", plan)
     assert settings_of(read_plan(tmp_path / "plan.toml")) == settings_of(plan)
+    text = (tmp_path / "plan.toml").read_text()
+    assert f"#   rightbatch train {plan.spec} --plan plan.toml" in text
 
 
 def test_every_value_stands_under_a_comment_and_the_batch_comes_first() -> None:

@@ -43,6 +43,17 @@ def test_a_time_for_training_sets_the_length_and_keeps_the_quickest_batch() -> N
     assert "few_updates" in {guard.name for guard in plan(training_seconds=0.05).guards}
 
 
+def test_rate_drops_keep_their_share_of_a_run_whose_length_is_time() -> None:
+    recipe = known.facts().recipe.replace(
+        schedule="step", decay_at=(20_000, 30_000), decay_factor=0.1, epochs=4.0
+    )
+    measured = known.measurements(task=known.facts(recipe=recipe))
+    found = make_plan(measured.task, measured, "time", Limits(training_seconds=10.0))
+    total = found.total_examples(found.global_batch_size, 10_000)
+    assert found.decay_at == (round(total / 2), round(total * 3 / 4))
+    assert "decay_at" in {decision.name for decision in found.decisions}
+
+
 def test_compute_needs_hardly_more_examples_than_the_fewest() -> None:
     found = plan("compute")
     chosen = next(c for c in found.candidates if c.global_batch_size == found.global_batch_size)

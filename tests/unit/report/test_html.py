@@ -186,21 +186,23 @@ def test_without_any_sample_the_page_has_no_figure_and_no_script() -> None:
 
 @pytest.mark.parametrize("payload", HOSTILE)
 def test_text_from_records_never_becomes_markup(payload: str, page: Page) -> None:
-    metric = f"accuracy{payload}"  # as the poisoned target names it
+    measurements = Measurements(**poisoned(records.measurements(), payload))
+    plan = Plan(**poisoned(records.plan(), payload))
+    target = measurements.task.target
+    assert target is not None
     runs = [
         history(
             payload + name,
             batch,
             message=payload,
+            target=target,
             evaluations=[
-                e.replace(metrics={metric: e.metrics["accuracy"]})
+                e.replace(metrics={target.metric: e.metrics["accuracy"]})
                 for e in records.run(name, batch).evaluations
             ],
         )
         for name, batch in (("plan", 96), ("recipe", 32))
     ]
-    measurements = Measurements(**poisoned(records.measurements(), payload))
-    plan = Plan(**poisoned(records.plan(), payload))
     assert payload in plan.decisions[0].reason
     hostile = Page(render_report(measurements, plan, runs, folder=Path(f"demo{payload}")))
     assert hostile.tags == page.tags

@@ -1,9 +1,11 @@
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 import records
-from rightbatch.core.plan import Doubt, Interval, Plan, Prediction
+from rightbatch.core.plan import BatchSchedule, Doubt, Interval, Plan, Prediction
+from rightbatch.core.recipe import Target
 from rightbatch.core.samples import RateTrial, RateTuning
 from rightbatch.fit.models import Models, fit_models
 from rightbatch.fit.noise_scale import NoiseScale
@@ -56,6 +58,19 @@ def test_where_the_time_is_undecided_fewer_examples_are_what_the_plan_buys() -> 
     assert "not decided (37 % likely), for 0.50 (0.40 to 0.60) of its examples" in text
     as_many = Interval(value=0.9, low=0.7, high=1.1)
     assert "examples" not in answer_sentence(predicted(seconds, examples=as_many), FACTS)
+
+
+def test_more_examples_are_said_whatever_the_time() -> None:
+    twice = Interval(value=2.1, low=1.5, high=2.9)
+    text = answer_sentence(predicted(Interval(value=0.5, low=0.3, high=0.8), examples=twice), FACTS)
+    assert "0.50 (0.30 to 0.80) of today's time" in text
+    assert "for 2.1 (1.5 to 2.9) of its examples" in text
+
+
+def test_a_prediction_beside_a_batch_schedule_is_that_of_the_batch_alone() -> None:
+    schedule = BatchSchedule(kind="linear", milestones=((0, 48), (100, 96)), rate_power=1.0)
+    text = answer_sentence(records.plan(batch_schedule=schedule), FACTS)
+    assert ": with this batch all along predicted 0.6" in text
 
 
 def test_an_open_interval_is_called_undecided() -> None:
@@ -212,6 +227,18 @@ def test_the_first_step_is_to_train_and_the_last_to_compare() -> None:
     assert len(steps) == 3
 
 
+def test_commands_keep_what_the_plan_was_asked_for() -> None:
+    asked = ("--objective", "compute", "--target", "accuracy>=0.9")
+    plan = records.plan(options=asked, target=Target("accuracy", 0.9))
+    steps = next_steps(plan, records.measurements(), DEMO, trained=False)
+    again = "`rightbatch plan digits --objective compute --target 'accuracy>=0.9' --out demo --tune-lr`"
+    assert again in steps[1]
+    assert "`rightbatch train digits --target 'accuracy>=0.9' --run demo/runs/recipe" in steps[2]
+    away = records.plan(options=("--device", "cuda:t4", "--modes"), is_derived=True, device="cuda:t4")
+    (there,) = next_steps(away, records.measurements(), DEMO, trained=False)
+    assert there.endswith("`rightbatch plan digits --modes --out demo --device cuda`")
+
+
 def test_rates_that_were_tried_at_the_planned_batch_are_not_asked_for_again() -> None:
     plan = records.plan()
     for batch, asked in ((plan.global_batch_size, False), (2 * plan.global_batch_size, True)):
@@ -279,6 +306,17 @@ def test_two_runs_that_reached_the_target_are_compared_in_time_with_the_predicti
     text = comparison_sentence(records.plan(), [history("plan", 96), history("recipe", 32)], FACTS)
     ratio = records.run("plan", 96).seconds / records.run("recipe", 32).seconds
     assert f": {ratio:.2f} of its time, predicted 0.60 (0.54 to 0.72)." in text
+
+
+def test_runs_to_different_targets_are_not_compared() -> None:
+    plan = records.plan(target=Target("accuracy", 0.9))
+    runs = [history("plan", 96), history("recipe", 32)]
+    assert comparison_sentence(plan, runs, FACTS) == ""
+    easier = [
+        dataclasses.replace(r, run=r.run and r.run.replace(target=Target("accuracy", 0.9)))
+        for r in runs
+    ]
+    assert " to accuracy >= 0.9, today's recipe " in comparison_sentence(plan, easier, FACTS)
 
 
 def test_a_run_alone_is_not_compared() -> None:
