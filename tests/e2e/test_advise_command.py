@@ -52,3 +52,19 @@ def test_bad_input_ends_in_three_parts(
 ) -> None:
     called = run_cli("advise", *arguments)
     assert_three_parts(called, code=2, found=found, need=need, hint=hint)
+
+
+def test_an_answer_says_which_saying_it_answers_and_cites_measurements_only_where_given() -> None:
+    called = run_cli("advise", "--ask", "is gradient accumulation slow?")
+    assert "Taken for: gradient accumulation is slow, don't use it." in called.out
+    assert "Source" not in called.out
+
+
+def test_what_is_given_counts_more_than_what_a_use_case_implies() -> None:
+    argv = ["advise", "--use-case", "distributed", "--json"]
+    implied, given = (run_cli(*argv, *more).document for more in ((), ("--replicas", "1")))
+    sizes = [
+        {line["name"]: line["value"] for line in document["advice"]} for document in (implied, given)
+    ]
+    assert sizes[0]["micro_batch_size"] * 8 == sizes[0]["global_batch_size"]
+    assert sizes[1]["micro_batch_size"] == sizes[1]["global_batch_size"]

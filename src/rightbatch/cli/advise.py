@@ -56,7 +56,7 @@ class Known:
     """Fraction of the targets that are positive, such as 0.001."""
     targets: int = 1
     """Targets per example, such as the positions of a window."""
-    replicas: int = 1
+    replicas: int | None = None
     """Devices that share the global batch."""
 
 
@@ -150,7 +150,7 @@ def _situation(known: Known, objective: Objective) -> Situation:
         normalization=known.normalization,
         positive_fraction=known.positives,
         targets_per_example=known.targets,
-        num_replicas=known.replicas,
+        num_replicas=1 if known.replicas is None else known.replicas,
     )
 
 
@@ -162,9 +162,12 @@ def _interview() -> tuple[Known, Objective]:
     console = Console(stderr=True)
 
     def asked(question: str, choices: list[str] | None = None, default: str = "") -> str:
-        return Prompt.ask(
-            question, choices=choices, default=default, console=console, show_default=bool(default)
-        )
+        try:
+            return Prompt.ask(
+                question, choices=choices, default=default, console=console, show_default=bool(default)
+            )
+        except EOFError:
+            raise KeyboardInterrupt from None  # Ctrl-D stops as Ctrl-C does
 
     def number(question: str, kind: type[int] | type[float]) -> Any:
         while text := asked(question):
@@ -209,7 +212,8 @@ def _answered(text: str, folder: Path | None) -> Answer:
         measured = read_record(folder / "measurements.json", Measurements)
         plan = read_record(folder / "plan.json", Plan) if (folder / "plan.json").is_file() else None
     reply = answer_question(text, measured, plan)
-    question, source = reply.question, SOURCES[reply.question.source]
+    question = reply.question
+    source = SOURCES[question.source] if question.source != "measured" or reply.measured else None
     numbers = reply.measured
     if numbers is None and folder is not None:
         numbers = "the measurements given have no number for this"
@@ -217,6 +221,7 @@ def _answered(text: str, folder: Path | None) -> Answer:
         document={
             "task": measured.task.name if measured else None,
             "question": question.id,
+            "taken_for": reply.said,
             "verdict": question.verdict,
             "answer": question.answer,
             "measured": reply.measured,
@@ -226,9 +231,10 @@ def _answered(text: str, folder: Path | None) -> Answer:
             "known_questions": [entry.said[0] for entry in questions()],
         },
         text=(
+            f"Taken for: {reply.said}.",
             f"{question.verdict.capitalize()}. {question.answer}",
             *([f"Measured: {numbers}."] if numbers else []),
-            f"Source: {source.title} ({source.where}).",
+            *([f"Source: {source.title} ({source.where})."] if source is not None else []),
             f"To measure it: {question.command}",
         ),
     )

@@ -80,6 +80,9 @@ def _rate(situation: Situation, batch: int, family: OptimizerFamily) -> Advice:
     first = rate or _FIRST_RATES.get((family, situation.fine_tuning))
     rule = "today's" if rate else "where a search customarily begins"
     reason = "no rule gives a rate from nothing: try a third and three times it"
+    if first is None:
+        rule = "none"
+        reason = f"no customary rate is known for {situation.optimizer}: begin with its authors'"
     return line_of("learning_rate", first, "assumed", rule=rule, source="practice", reason=reason)
 
 

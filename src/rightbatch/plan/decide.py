@@ -65,7 +65,7 @@ def decide(
     facts, candidate, recipe = measurements.task, chosen.candidate, measurements.task.recipe
     batch = candidate.global_batch_size
     constants = with_defaults(recipe, facts.optimizer_class)
-    by_rule = [*move_constants(constants, recipe.lr, _move(facts, batch, chosen.steps))]
+    by_rule = [*move_constants(constants, recipe.lr, move_to(batch, facts, chosen.steps))]
     moved = with_tuned_rate(by_rule, measurements.rate_tunings, batch)
     values = {decision.name: decision.value for decision in moved}
     rate = float(values["learning_rate"] or recipe.lr)
@@ -108,10 +108,12 @@ def decide(
     return tuple(decisions), changes
 
 
-def _move(facts: TaskFacts, batch: int, steps: StepsModel) -> Move:
-    today = facts.recipe.batch_size
-    bounds = (steps.critical_batch_size / today, steps.low / today, steps.high / today)
-    critical = Interval(value=bounds[0], low=bounds[1], high=bounds[2]) if steps.decided else None
+def move_to(batch: int, facts: TaskFacts, steps: StepsModel | None) -> Move:
+    """From today's batch to another; the critical batch size counts where it is decided."""
+    today, critical = facts.recipe.batch_size, None
+    if steps is not None and steps.decided:
+        value, low, high = (size / today for size in (steps.critical_batch_size, steps.low, steps.high))
+        critical = Interval(value=value, low=low, high=high)
     return Move(
         ratio=batch / today,
         family=facts.optimizer_family,

@@ -20,7 +20,8 @@ from rightbatch.core.plan import Candidate, Plan
 from rightbatch.core.samples import Measurements
 from rightbatch.core.units import format_number, format_seconds
 from rightbatch.fit.models import Models, fit_models
-from rightbatch.plan.scaling import scale_learning_rate
+from rightbatch.plan.decide import move_to
+from rightbatch.plan.scaling import move_constants, with_defaults
 
 _CLOSE_ENOUGH = 0.5  # of the best match, below which a question counts as another one
 
@@ -60,6 +61,8 @@ class Reply:
     """A question with what this task's measurements say; None where there are none to say it."""
 
     question: Question
+    said: str
+    """The saying of it that is nearest to what was asked."""
     measured: str | None
 
 
@@ -81,23 +84,25 @@ def _entries(kind: str) -> list[dict[str, Any]]:
     return [{k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()} for entry in entries]
 
 
-def find_question(text: str) -> Question:
-    """Find the known question that is nearest to a text in its words.
+def find_question(text: str) -> tuple[Question, str]:
+    """Find the known question that is nearest to a text in its words, and the saying that is.
 
-    >>> find_question("Should I just use the largest batch that fits in memory?").id
-    'largest'
+    >>> find_question("Should I just use the largest batch that fits in memory?")[1]
+    'just use the largest batch that fits'
 
     Raises:
         InvalidInputError: none is near.
     """
-    scored = [(_likeness(text, said), question) for question in questions() for said in question.said]
-    best, question = max(scored, key=lambda pair: pair[0])
+    scored = [
+        (_likeness(text, said), question, said) for question in questions() for said in question.said
+    ]
+    best, question, nearest = max(scored, key=lambda found: found[0])
     if best < _CLOSE_ENOUGH:
-        near = sorted(scored, key=lambda pair: -pair[0])[:3]
-        known = "; ".join(dict.fromkeys(found.said[0] for _, found in near))
+        near = sorted(scored, key=lambda found: -found[0])[:3]
+        known = "; ".join(dict.fromkeys(found.said[0] for _, found, _ in near))
         need, hint = "a known saying about batch sizes", f"nearest are: {known}"
         raise InvalidInputError(f"question {text!r}", need=need, hint=hint)
-    return question
+    return question, nearest
 
 
 def answer_question(text: str, measurements: Measurements | None, plan: Plan | None) -> Reply:
@@ -106,11 +111,12 @@ def answer_question(text: str, measurements: Measurements | None, plan: Plan | N
     Raises:
         InvalidInputError: no known question is near.
     """
-    question = find_question(text)
+    question, said = find_question(text)
     if measurements is None or question.number is None:
-        return Reply(question=question, measured=None)
+        return Reply(question=question, said=said, measured=None)
     return Reply(
         question=question,
+        said=said,
         measured=_NUMBERS[question.number](measurements, fit_models(measurements), plan),
     )
 
@@ -119,7 +125,7 @@ _SMALL = frozenset(
     re.findall(
         r"\w+",
         "a an the is it its i my me you your to of for in on that this and or so be are was do does did"
-        " not don t s ll can should will just use have has what why with than then when at if",
+        " don t s ll can should will just use have has what why with than then when at if",
     )
 )
 
@@ -183,8 +189,9 @@ def _faster(measurements: Measurements, models: Models, plan: Plan | None) -> st
 
 
 def _rate(measurements: Measurements, models: Models, plan: Plan | None) -> str | None:
-    recipe, family = measurements.task.recipe, measurements.task.optimizer_family
-    moved = scale_learning_rate(recipe.lr, 2.0, family)
+    facts, recipe = measurements.task, measurements.task.recipe
+    move = move_to(2 * recipe.batch_size, facts, models.steps)
+    moved, *_ = move_constants(with_defaults(recipe, facts.optimizer_class), recipe.lr, move)
     return (
         f"on {measurements.task.name}, with {measurements.task.optimizer_class}, {recipe.lr:g} at"
         f" {recipe.batch_size:,} becomes {moved.value:.4g} at {2 * recipe.batch_size:,} ({moved.rule})"

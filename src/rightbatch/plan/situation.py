@@ -17,6 +17,12 @@ Normalization = Literal["batch", "group", "layer", "none"]
 PLAN, MEMORY, SPEED = (f"rightbatch {verb} my_task.py" for verb in ("plan", "memory", "speed"))
 
 
+FAMILIES_BY_NAME: dict[str, OptimizerFamily] = {
+    name.lower(): family for name, family in OPTIMIZER_FAMILIES.items()
+}
+"""By the name of the class, in lower case."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Situation:
     """What is known without running anything; None is unknown."""
@@ -102,9 +108,19 @@ def check_situation(situation: Situation) -> OptimizerFamily:
     if fraction is not None and not 0 < fraction < 1:
         need, hint = "a fraction between 0 and 1", "write 0.001 for one in a thousand"
         raise InvalidInputError(f"--positives {fraction}", need=need, hint=hint)
-    families: dict[str, OptimizerFamily] = {n.lower(): f for n, f in OPTIMIZER_FAMILIES.items()}
-    if (family := families.get(situation.optimizer.lower())) is None:
-        hint = did_you_mean(situation.optimizer.lower(), families)
+    if situation.num_train_tokens and not (
+        situation.sequence_length and (situation.transformer or situation.num_parameters)
+    ):
+        found = (
+            f"--tokens {situation.num_train_tokens:,} without a model and the length of its sequences"
+        )
+        hint = "give --hf-config or --params, and --seq"
+        raise InvalidInputError(found, need="both, for the laws that count tokens", hint=hint)
+    if situation.transformer and situation.accelerator and not situation.sequence_length:
+        found = f"a model's config and {situation.accelerator.title}, without the length of sequences"
+        raise InvalidInputError(found, need="tokens per sequence, for the memory", hint="give --seq")
+    if (family := FAMILIES_BY_NAME.get(situation.optimizer.lower())) is None:
+        hint = did_you_mean(situation.optimizer.lower(), FAMILIES_BY_NAME)
         raise InvalidInputError(
             f"--optimizer {situation.optimizer}", need="a torch.optim class", hint=hint
         )

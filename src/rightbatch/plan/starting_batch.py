@@ -6,10 +6,11 @@ import math
 from collections.abc import Iterator
 
 from rightbatch.core.errors import InfeasibleError
+from rightbatch.core.facts import OptimizerFamily
 from rightbatch.core.plan import Objective
 from rightbatch.core.units import format_bytes
 from rightbatch.fit.largest import largest_size
-from rightbatch.plan.situation import MEMORY, SPEED, Advice, Situation, line_of
+from rightbatch.plan.situation import FAMILIES_BY_NAME, MEMORY, SPEED, Advice, Situation, line_of
 from rightbatch.plan.transformer_config import count_parameters
 from rightbatch.plan.transformer_memory import Precision, estimate_transformer_memory
 
@@ -18,6 +19,12 @@ from rightbatch.plan.transformer_memory import Precision, estimate_transformer_m
 CRITICAL_BATCH_SIZES = (40, 200, 200, 500, 900, 15_000, 15, 48, 74, 112, 136, 144, 193, 271, 740)
 # Where on that range to begin, as a share of its median: time is bought with examples above 1.
 _SHARES: dict[Objective, float] = {"time": 1.0, "balanced": 0.5, "compute": 0.17, "accuracy": 0.5}
+# Of fp32 training, without activations.
+_PARAMETER_BYTES: dict[OptimizerFamily, tuple[int, str]] = {
+    "adam": (16, "weights, gradients and Adam's two averages"),
+    "sgd": (12, "weights, gradients and momentum"),
+    "other": (8, "weights and gradients, without the optimizer's state,"),
+}
 _HEADROOM = 0.1
 _MIN_UPDATES_PER_EPOCH = 20
 
@@ -25,16 +32,15 @@ _MIN_UPDATES_PER_EPOCH = 20
 def starting_batch(situation: Situation) -> Advice:
     """Today's batch, or one on the range of published critical batch sizes, with that range."""
     spread = (min(CRITICAL_BATCH_SIZES), max(CRITICAL_BATCH_SIZES))
-    name = "global_batch_size"
+    name, replicas = "global_batch_size", situation.num_replicas
     if situation.batch_size is not None:
         reason = (
             "a batch that trains is better evidence than a rule; published optima lie that far apart"
         )
-        size = situation.batch_size
-        return line_of(
-            name, size, "assumed", rule="today's", source="recipe", reason=reason, bounds=spread
-        )
-    if situation.transformer and situation.num_train_tokens and situation.sequence_length:
+        size = _shared(situation.batch_size, replicas)
+        rule = "today's" if size == situation.batch_size else f"today's, as a multiple of {replicas}"
+        return line_of(name, size, "assumed", rule=rule, source="recipe", reason=reason, bounds=spread)
+    if situation.num_train_tokens and situation.sequence_length:
         return _language_model_batch(situation, situation.num_train_tokens, situation.sequence_length)
     median = sorted(CRITICAL_BATCH_SIZES)[len(CRITICAL_BATCH_SIZES) // 2]
     share = _SHARES[situation.objective]
@@ -46,7 +52,10 @@ def starting_batch(situation: Situation) -> Advice:
         if size > most:
             size = 2 ** int(math.log2(most))
             reason = f"more would leave fewer than {_MIN_UPDATES_PER_EPOCH} updates an epoch"
-    size = max(size, situation.num_replicas)
+    if (shared := _shared(size, replicas)) != size:
+        size, rule = shared, f"{rule}, as a multiple of {replicas}"
+        if size == replicas:
+            reason = f"an example for each of {replicas} replicas is the least"
     source = "mccandlish2018"
     return line_of(name, size, "assumed", rule=rule, source=source, reason=reason, bounds=spread)
 
@@ -57,13 +66,14 @@ def _language_model_batch(situation: Situation, tokens: int, sequence_length: in
     Step Law (2025), arXiv:2503.04715: 0.58 D^0.571 tokens. DeepSeek LLM (2024), arXiv:2401.02954:
     0.2920 C^0.3271 tokens, with C = 6 N D.
     """
-    assert situation.transformer is not None
-    parameters = sum(count_parameters(situation.transformer).values())
+    parameters = situation.num_parameters or 0
+    if situation.transformer is not None:
+        parameters = sum(count_parameters(situation.transformer).values())
     laws = sorted((0.58 * tokens**0.571, 0.2920 * (6.0 * parameters * tokens) ** 0.3271))
     low, high = (max(1, round(law / sequence_length)) for law in laws)
     return line_of(
         "global_batch_size",
-        max(1, round(math.sqrt(low * high))),
+        _shared(round(math.sqrt(low * high)), situation.num_replicas),
         "derived",
         rule="geometric mean of Step Law and DeepSeek's law",
         source="steplaw2025",
@@ -72,16 +82,25 @@ def _language_model_batch(situation: Situation, tokens: int, sequence_length: in
     )
 
 
+def _shared(batch: int, num_replicas: int) -> int:
+    """The nearest batch that replicas share evenly, an example each at least.
+
+    >>> _shared(32, 6), _shared(2, 8)
+    (30, 8)
+    """
+    return num_replicas * max(1, round(batch / num_replicas))
+
+
 def starting_split(situation: Situation, batch: int) -> Iterator[Advice]:
-    """Micro-batch and accumulation, from the memory of the device where both are known."""
-    per_replica = max(1, batch // situation.num_replicas)
+    """Micro-batch and accumulation, from the memory of the device where both are known.
+
+    Raises:
+        InfeasibleError: the parameters alone, or one sequence, take more than the device has.
+    """
+    per_replica = batch // situation.num_replicas
     accelerator, config = situation.accelerator, situation.transformer
     if not (accelerator and config and situation.sequence_length):
-        known = "neither model nor memory is known"
-        if situation.num_parameters is not None:
-            fixed = format_bytes(16 * situation.num_parameters)
-            known = f"weights, gradients and Adam's state take about {fixed} in fp32"
-        reason = f"{known}; activations depend on the model"
+        reason = f"{_fixed_memory(situation)}; activations depend on the model"
         rule = "the whole batch of a replica"
         yield line_of(
             "micro_batch_size",
@@ -125,6 +144,26 @@ def starting_split(situation: Situation, batch: int) -> Iterator[Advice]:
         reason="no more than memory asks for",
         command=SPEED,
     )
+
+
+def _fixed_memory(situation: Situation) -> str:
+    """What parameters take before any example, in words.
+
+    Raises:
+        InfeasibleError: it is more than the device has.
+    """
+    if situation.num_parameters is None:
+        return "neither model nor memory is known"
+    each, what = _PARAMETER_BYTES[FAMILIES_BY_NAME[situation.optimizer.lower()]]
+    fixed = each * situation.num_parameters
+    text = f"{what} take about {format_bytes(fixed)} in fp32"
+    if (device := situation.accelerator) is None:
+        return text
+    if fixed > device.memory_bytes:
+        hint = "a larger device, shards over several (rightbatch train --shard), or fewer that train"
+        need = f"at most the {format_bytes(device.memory_bytes)} of {device.title}"
+        raise InfeasibleError(text, need=need, hint=hint)
+    return f"{text}, of {format_bytes(device.memory_bytes)} on {device.title}"
 
 
 def _largest(situation: Situation, limit_bytes: int, precision: Precision) -> int:

@@ -130,3 +130,37 @@ def test_every_line_has_a_known_source_and_a_command() -> None:
 def test_numbers_that_no_training_has_are_refused(known: dict[str, object], message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
         by_name(**known)
+
+
+def test_replicas_share_the_batch_evenly_and_an_unknown_batch_is_that_of_the_rest() -> None:
+    lines = by_name(batch_size=32, num_replicas=6)
+    assert lines["global_batch_size"].decision.value == 30
+    assert lines["global_batch_size"].decision.rule == "today's, as a multiple of 6"
+    assert lines["micro_batch_size"].decision.value == 5
+    many = by_name(num_train_examples=1000, num_replicas=512)["global_batch_size"].decision
+    assert (many.value, many.reason) == (512, "an example for each of 512 replicas is the least")
+
+
+def test_parameters_that_a_device_cannot_hold_are_refused_and_counted_by_optimizer() -> None:
+    device = parse_accelerator("cuda:a100-40gb")
+    with pytest.raises(InfeasibleError, match=r"Adam's two averages take about 104 GiB.*39.5 GiB of"):
+        by_name(accelerator=device, num_parameters=7_000_000_000)
+    sgd = by_name(accelerator=device, num_parameters=10**9, optimizer="sgd")["micro_batch_size"]
+    assert "weights, gradients and momentum take about 11.2 GiB in fp32, of 39.5 GiB on" in (
+        sgd.decision.reason
+    )
+
+
+def test_what_needs_more_to_be_known_says_what(gpt2: TransformerConfig) -> None:
+    with pytest.raises(InvalidInputError, match=r"--tokens 1,000 without a model.*\n.*--seq"):
+        by_name(num_train_tokens=1000, sequence_length=10)
+    with pytest.raises(InvalidInputError, match=r"without the length of sequences.*\n.*--seq"):
+        by_name(transformer=gpt2, accelerator=parse_accelerator("cuda:t4"))
+    laws = by_name(num_train_tokens=10**10, sequence_length=1024, num_parameters=10**8)
+    assert laws["global_batch_size"].decision.source == "steplaw2025"
+
+
+def test_an_optimizer_without_a_customary_rate_is_given_none() -> None:
+    rate = by_name(optimizer="muon")["learning_rate"].decision
+    assert rate.value is None
+    assert "no customary rate is known for muon" in rate.reason

@@ -6,6 +6,7 @@ import pytest
 from records import measurements
 from rightbatch.core.errors import InvalidInputError
 from rightbatch.core.sources import SOURCES
+from rightbatch.plan.limits import Limits
 from rightbatch.plan.planner import make_plan
 from rightbatch.plan.questions import answer_question, find_question, questions, use_cases
 
@@ -20,6 +21,9 @@ from rightbatch.plan.questions import answer_question, find_question, questions,
         ("Does batch size affect accuracy?", "only_speed"),
         ("small batches generalise better", "sharp_minima"),
         ("Gradient accumulation is slow", "accumulation_slow"),
+        ("accumulation doubles training time", "accumulation_slow"),
+        ("gradient accumulation is the same as large batch", "accumulation_same"),
+        ("mixed precision speeds up training", "mixed_precision"),
         ("does gradient accumulation change results?", "accumulation_differs"),
         ("do i need warmup", "no_warmup"),
         ("should I use the batch from the GPT paper", "paper"),
@@ -29,13 +33,13 @@ from rightbatch.plan.questions import answer_question, find_question, questions,
     ],
 )
 def test_a_saying_is_found_in_other_words(text: str, question: str) -> None:
-    assert find_question(text).id == question
+    assert find_question(text)[0].id == question
 
 
 def test_every_saying_finds_its_own_question() -> None:
     for question in questions():
         for said in question.said:
-            assert find_question(said).id == question.id
+            assert find_question(said) == (question, said)
 
 
 @pytest.mark.parametrize("text", ["how do I bake bread", "", "batch", "???"])
@@ -64,6 +68,14 @@ def test_the_numbers_are_those_of_the_measurements() -> None:
         said = answer_question(question.said[0], measured, plan).measured
         assert said is None or "digits" in said
     assert sum(answer_question(q.said[0], measured, plan).measured is not None for q in numbered) >= 5
+
+
+def test_the_rate_is_the_one_that_a_plan_at_twice_the_batch_would_take() -> None:
+    measured = measurements()
+    plan = make_plan(measured.task, measured, limits=Limits(max_batch_size=64), objective="time")
+    assert plan.global_batch_size == 64
+    said = str(answer_question("the linear scaling rule", measured, plan).measured)
+    assert f"becomes {plan.learning_rate:.4g} at 64" in said
 
 
 def test_accumulation_is_priced_from_the_step_times() -> None:
