@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from cli_runner import assert_three_parts, run_cli
+from rightbatch.core.samples import Measurements
+from rightbatch.core.store import read_record, write_record
 from rightbatch.measure import levers
 
 
@@ -25,6 +27,14 @@ def test_levers_are_measured_when_asked(monkeypatch: pytest.MonkeyPatch) -> None
     names = {lever["name"] for lever in called.document["levers"]}
     assert {"bf16 autocast", "torch.compile", "1 loader worker"} <= names
     assert called.document["work"]["flops_per_example"] > 0
+
+
+def test_what_cut_or_disturbed_the_timing_is_said(saved: Path) -> None:
+    path = saved / "measurements.json"
+    note = "speed: timed on a busy machine (load average 3.0 per core), so times are too high"
+    write_record(path, read_record(path, Measurements).replace(notes=(note,)))
+    assert f"Note: {note}" in run_cli("speed", saved).out.replace("\n", " ")
+    assert run_cli("speed", saved, "--json").document["notes"] == [note]
 
 
 def test_options_that_say_nothing_are_refused(saved: Path) -> None:

@@ -121,12 +121,14 @@ def _answer(measurements: Measurements, task: Task | None, levers: Sequence[Leve
             "bound": find_bound(model, loader, measurements.task.recipe.batch_size),
             "work": work,
             "levers": [asdict(lever) for lever in levers],
+            "notes": measurements.notes,
         },
         text=(
             render(speed_table(model, loader)),
             *([render(_lever_table(levers))] if levers else []),
             *([_work_sentence(work, knee)] if work else []),
             loader_verdict(models, plan=None),
+            *(f"Note: {note}" for note in measurements.notes),
         ),
     )
 

@@ -31,6 +31,11 @@ class SpeedModel:
     """One optimizer step and zero_grad."""
     residual: float | None
     """Median relative error of predicting each inner size from its neighbours; None below 3 sizes."""
+    fastest: tuple[float, ...] = ()
+    slowest: tuple[float, ...] = ()
+    """Seconds of a repetition at each size. The median lies between the two but for one in
+    ``2**(n - 1)`` times, where a normal error from few scattered repetitions would reach far beyond.
+    Empty where sizes were not timed by themselves."""
 
     @property
     def valid_range(self) -> tuple[int, int]:
@@ -60,7 +65,11 @@ class SpeedModel:
         middle = self.step_seconds(micro_batch_size)
         error = float(np.interp(micro_batch_size, self.micro_batch_sizes, self.standard_errors))
         factor = float(np.exp(NORMAL_QUANTILE * error / middle))
-        return middle / factor, middle * factor
+        low, high = middle / factor, middle * factor
+        if self.fastest:
+            low = max(low, float(np.interp(micro_batch_size, self.micro_batch_sizes, self.fastest)))
+            high = min(high, float(np.interp(micro_batch_size, self.micro_batch_sizes, self.slowest)))
+        return low, high
 
     def examples_per_second(self, micro_batch_size: int) -> float:
         """Throughput of forward and backward alone."""
@@ -105,6 +114,8 @@ def fit_speed(timings: Sequence[StepTiming], optimizer_seconds: Sequence[float])
         standard_errors=tuple(errors),
         optimizer_seconds=float(np.median(optimizer_seconds)),
         residual=_leave_one_out(sizes, seconds),
+        fastest=tuple(min(t.seconds) for t in usable),
+        slowest=tuple(max(t.seconds) for t in usable),
     )
 
 

@@ -171,11 +171,17 @@ def _time_factors(
             errors = np.array(mode.speed.standard_errors) / np.array(mode.speed.seconds)
             shared = np.ones((len(errors), 1))
         own = np.exp(errors[:, None] * rng.standard_normal((len(errors), len(normal))))
+        if mode.speed.fastest:
+            middle = np.array(mode.speed.seconds)
+            least, most = (np.array(t) / middle for t in (mode.speed.fastest, mode.speed.slowest))
+            own = np.clip(own, least[:, None], most[:, None])
         factors.append(shared * own)
     samples = np.array(optimizer_samples)
-    middle = float(np.median(samples))
-    spread = median_standard_error(samples) / middle if middle > 0 else 0.0
-    return tuple(factors), np.exp(spread * normal)
+    if (middle := float(np.median(samples))) <= 0:
+        return tuple(factors), np.ones(len(normal))
+    spread = median_standard_error(samples) / middle
+    optimizer = np.clip(np.exp(spread * normal), samples.min() / middle, samples.max() / middle)
+    return tuple(factors), optimizer
 
 
 def step_seconds(sizes: Sequence[int], mode: Mode, factors: Floats) -> Floats:

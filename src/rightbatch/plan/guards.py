@@ -178,6 +178,7 @@ GUARDS: tuple[Callable[[Situation], Guard | None], ...] = (
     short_of_target,
     slow_schedule,
     unknown_guards.unknown_optimizer,
+    unknown_guards.own_constants,
     beyond_critical,
     few_updates,
     share_of_data,

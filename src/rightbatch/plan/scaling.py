@@ -22,10 +22,10 @@ RATE_POWERS: dict[OptimizerFamily, float] = {"sgd": 1.0, "adam": 0.5, "other": 0
 # divided by its second moment first, and no rule is known for that.
 _PLAIN_DECAY = {"sgd", "asgd", "adamw"}
 # What torch.optim takes where a recipe leaves a constant open; only constants that a rule moves.
-_DEFAULTS: dict[str, dict[str, object]] = {
+TORCH_DEFAULTS: dict[str, dict[str, object]] = {
     name: {"betas": (0.9, 0.999), "eps": 1e-8} for name in ("Adam", "AdamW", "NAdam", "RAdam", "Adamax")
 }
-_DEFAULTS["AdamW"] |= {"weight_decay": 0.01}
+TORCH_DEFAULTS["AdamW"] |= {"weight_decay": 0.01}
 TORCH_BATCH_NORM_MOMENTUM = 0.1
 
 
@@ -51,7 +51,7 @@ def with_defaults(recipe: Recipe, optimizer_class: str) -> Recipe:
         return recipe
     left_open = {
         name: value
-        for name, value in _DEFAULTS.get(optimizer_class, {}).items()
+        for name, value in TORCH_DEFAULTS.get(optimizer_class, {}).items()
         if getattr(recipe, name) is None
     }
     return recipe.replace(**left_open)

@@ -9,6 +9,7 @@ from rightbatch.core.units import format_number
 from rightbatch.fit.roofline import FAST, SLOW
 from rightbatch.plan.draws import ASSUMED_HOST_FACTOR
 from rightbatch.plan.guarded import Situation, speak
+from rightbatch.plan.scaling import TORCH_DEFAULTS
 
 
 def unvalidated(of: Situation) -> Guard | None:
@@ -58,6 +59,27 @@ def unknown_optimizer(of: Situation) -> Guard | None:
         return None
     text = f"No rule is known for {of.facts.optimizer_class}: its constants are kept as they are."
     return speak("unknown_optimizer", text, "assumed", "default")
+
+
+def own_constants(of: Situation) -> Guard | None:
+    """Speaks where the optimizer has constants that the recipe does not show and no rule moves."""
+    facts, name = of.facts, of.facts.optimizer_class
+    if of.chosen.global_batch_size == facts.recipe.batch_size:
+        return None
+    if ":" in facts.recipe.optimizer_name:
+        text = (
+            f"{facts.recipe.optimizer_name} makes the optimizer: the plan moves its learning rate, and"
+        )
+        text += (
+            " what else it sets, such as betas, eps or weight decay, stays. Name a torch.optim class"
+        )
+        text += " in the recipe to have these moved."
+    elif facts.optimizer_family == "adam" and name not in TORCH_DEFAULTS:
+        text = f"{name}'s learning rate is moved by Adam's rule; its other constants stay as they are,"
+        text += " but for those that the recipe names: no rule is known for them."
+    else:
+        return None
+    return speak("own_constants", text, "assumed", "default")
 
 
 def stability(of: Situation) -> Guard | None:

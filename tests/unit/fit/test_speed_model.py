@@ -29,6 +29,16 @@ def test_a_measured_size_gives_its_median_and_sizes_between_a_line() -> None:
     assert speed.optimizer_seconds == 0.2
 
 
+def test_a_few_scattered_repetitions_bound_the_interval_by_themselves() -> None:
+    speed = fit_speed([timing(4, 0.9, 1.0, 30.0), timing(8, 2.0, 2.1, 60.0)], [0.1] * 3)
+    assert speed.interval(4) == (0.9, 30.0)
+    low, high = speed.interval(6)
+    assert low == pytest.approx(1.45)
+    assert high == pytest.approx(45.0)
+    steady = model({4: 1.0}, error=0.1)
+    assert 0.8 < steady.interval(4)[0] < 1.0 < steady.interval(4)[1] < 1.2
+
+
 def test_nothing_is_claimed_outside_the_measured_range() -> None:
     speed = model({4: 1.0, 8: 2.0})
     assert speed.valid_range == (4, 8)

@@ -146,6 +146,28 @@ def test_a_batch_of_today_that_was_not_timed_in_one_pass_is_said() -> None:
     assert unknown_guards.today_in_passes(situation()) is None
 
 
+def test_constants_that_the_recipe_does_not_show_are_said_to_stay() -> None:
+    recipe = known.facts().recipe
+
+    def of(optimizer: str, kind: str) -> Any:
+        return situation(
+            facts=known.facts(
+                recipe=recipe.replace(optimizer=optimizer, momentum=None),
+                optimizer_class=kind,
+                optimizer_family="adam",
+            )
+        )
+
+    assert "tasks:groups makes the optimizer: the plan moves its learning rate" in text(
+        unknown_guards.own_constants, of("tasks:groups", "AdamW")
+    )
+    assert "RMSprop's learning rate is moved by Adam's rule; its other constants stay" in text(
+        unknown_guards.own_constants, of("rmsprop", "RMSprop")
+    )
+    assert unknown_guards.own_constants(of("adamw", "AdamW")) is None
+    assert unknown_guards.own_constants(situation()) is None
+
+
 def test_an_input_bound_task_hears_that_batches_do_not_help() -> None:
     laws = known.Laws(load_seconds=(0.0, 1e-2), num_workers=4)
     assert "The loader gives 100 examples/s" in text(guards.input_bound, situation(laws))
