@@ -67,13 +67,9 @@ def own_constants(of: Situation) -> Guard | None:
     if of.chosen.global_batch_size == facts.recipe.batch_size:
         return None
     if ":" in facts.recipe.optimizer_name:
-        text = (
-            f"{facts.recipe.optimizer_name} makes the optimizer: the plan moves its learning rate, and"
-        )
-        text += (
-            " what else it sets, such as betas, eps or weight decay, stays. Name a torch.optim class"
-        )
-        text += " in the recipe to have these moved."
+        text = f"{facts.recipe.optimizer_name} makes the optimizer: the plan moves its learning rate,"
+        text += " and what else it sets, such as betas, eps or weight decay, stays. Name a torch.optim"
+        text += " class in the recipe to have these moved."
     elif facts.optimizer_family == "adam" and name not in TORCH_DEFAULTS:
         text = f"{name}'s learning rate is moved by Adam's rule; its other constants stay as they are,"
         text += " but for those that the recipe names: no rule is known for them."
