@@ -6,10 +6,12 @@ relative to today's recipe, because a pilot tells ratios of steps and not their 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rightbatch.core.plan import Interval, Objective
 from rightbatch.fit.intervals import LEVEL
@@ -17,8 +19,8 @@ from rightbatch.fit.steps_model import relative_examples
 from rightbatch.plan.candidates import Candidates, Floats, Ints
 from rightbatch.plan.draws import Draws
 
-# Another mode takes the place of a simpler one where it takes at most this share of its time in so
-# many draws: some of many sizes and modes would be quicker in fewer of them by chance.
+# Another mode or split takes the place of a simpler one where it takes at most this share of its time
+# in so many draws: some of many sizes and modes would be quicker in fewer of them by chance.
 QUICKER, SHOWN = 0.98, 0.998
 CHUNK = 128  # candidates scored at once: their draws stay in the processor's cache
 
@@ -64,7 +66,7 @@ def score(
     """Score every candidate against today's recipe under resampled models.
 
     The split of a batch changes the seconds of its update and nothing else, so each batch is
-    represented by the split of least expected seconds, while the best of a draw is sought among all.
+    represented by the one that ``_best_splits`` takes, while the best of a draw is sought among all.
 
     Args:
         candidates: within every limit, ordered by global batch.
@@ -100,7 +102,8 @@ def _best_splits(
     """For each batch: its split of least expected update seconds, and the least of each draw.
 
     Modes are ordered by how much they change. A later one is taken where it is shown to be quicker, or
-    where no earlier one is allowed.
+    where no earlier one is allowed; so are more passes than the fewest, which only a cache can make
+    quicker, and a slow moment of the machine can seem to.
     """
     mean = np.empty(len(candidates))
     quickest = np.full((len(first), len(draws.noise)), np.inf)
@@ -112,9 +115,10 @@ def _best_splits(
         rows, offsets = np.unique(batch_of[part], return_index=True)
         quickest[rows] = np.minimum(quickest[rows], np.minimum.reduceat(seconds, offsets, axis=0))
     best = np.full(len(first), -1)
-    for mode in np.unique(candidates.mode).tolist():
-        of_mode = np.where(candidates.mode == mode, mean, np.inf)
-        mine = _least_of_each(of_mode, first)
+    fewest = _fewest_passes(candidates)
+    for mode, splits in itertools.product(np.unique(candidates.mode).tolist(), (fewest, True)):
+        allowed = (candidates.mode == mode) & splits
+        mine = _least_of_each(np.where(allowed, mean, np.inf), first)
         wins = (best < 0) & (mine >= 0)
         (both,) = np.nonzero((best >= 0) & (mine >= 0))
         if len(both):
@@ -122,6 +126,16 @@ def _best_splits(
             wins[both] = (after < QUICKER * before).mean(axis=1) >= SHOWN
         best = np.where(wins, mine, best)
     return best, quickest
+
+
+def _fewest_passes(candidates: Candidates) -> NDArray[np.bool_]:
+    """Which splits have the fewest passes of their batch, mode and number of replicas, [candidates]."""
+    passes = candidates.accumulation_steps
+    columns = (candidates.global_batch_size, candidates.mode, candidates.num_replicas)
+    _, group = np.unique(np.stack(columns, axis=1), axis=0, return_inverse=True)
+    least = np.full(group.max() + 1, passes.max())
+    np.minimum.at(least, group, passes)
+    return passes == least[group]
 
 
 def _least_of_each(values: Floats, first: Ints) -> Ints:

@@ -176,7 +176,26 @@ def test_regret_counts_splits_that_are_best_in_some_draws_only() -> None:
     result = score(Candidates.of(pairs), today, seconds, draws, "time")
     best = np.minimum(result.seconds[0], result.examples[1] / 2)  # 16 in 1 s, 8 in 1 s
     assert result.least_cost == pytest.approx(best)
-    assert result.candidates.split(1).accumulation_steps == 2  # 1.5 s on average, not 2 s
+    assert result.candidates.split(1).accumulation_steps == 1  # two passes are not shown to be quicker
+
+
+@pytest.mark.parametrize(("two_passes", "chosen"), [(0.9, 2), (0.99, 1)])
+def test_more_passes_than_the_fewest_are_taken_where_they_are_shown_to_be_quicker(
+    two_passes: float, chosen: int
+) -> None:
+    models = fitted()
+    pairs = [Split(micro_batch_size=b, accumulation_steps=16 // b) for b in (8, 16)]
+    pairs += [Split(micro_batch_size=8, accumulation_steps=2, num_replicas=2)]
+
+    def seconds(candidates: Candidates, of: Draws) -> Any:
+        rows = {(8, 1): two_passes, (16, 1): 1.0, (8, 2): 5.0}
+        keys = zip(candidates.micro_batch_size, candidates.num_replicas, strict=True)
+        return np.stack([np.full(len(of.noise), rows[int(b), int(r)]) for b, r in keys])
+
+    result = score(
+        Candidates.of(pairs), Candidates.of(pairs[:1]), seconds, models.draws, "time"
+    ).candidates
+    assert [result.split(i).accumulation_steps for i in range(2)] == [chosen, 2]
 
 
 def test_an_interval_is_the_middle_ninety_per_cent() -> None:
