@@ -78,9 +78,13 @@ def has_values(model: nn.Module) -> bool:
 
 
 def batch_norm_layers(model: nn.Module) -> list[nn.Module]:
-    """Layers whose statistics couple the examples of a micro-batch."""
+    """Layers whose statistics couple the examples of a micro-batch, in the model's present mode.
+
+    One that the model keeps in evaluation mode uses its running statistics and couples nothing.
+    """
     kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-    return [module for module in model.modules() if isinstance(module, kinds)]
+    layers = (module for module in model.modules() if isinstance(module, kinds))
+    return [layer for layer in layers if layer.training or layer.running_mean is None]
 
 
 def smallest_micro_batch(model: nn.Module) -> int:

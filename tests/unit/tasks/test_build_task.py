@@ -76,6 +76,14 @@ def test_layers_that_couple_examples_are_found_at_any_depth() -> None:
     assert (smallest_micro_batch(tiny.batch_norm()), smallest_micro_batch(tiny.linear())) == (2, 1)
 
 
+def test_batch_norm_that_stays_in_evaluation_mode_couples_nothing() -> None:
+    frozen = build_model(tiny.task(model=tiny.FrozenNorm))
+    assert (batch_norm_layers(frozen), smallest_micro_batch(frozen)) == ([], 1)
+    assert len(batch_norm_layers(tiny.batch_norm())) == 1
+    assert batch_norm_layers(tiny.batch_norm().eval()) == []
+    assert len(batch_norm_layers(nn.BatchNorm1d(2, track_running_stats=False).eval())) == 1
+
+
 def test_every_optimizer_of_torch_has_a_family() -> None:
     names = {kind.__name__ for kind in optimizer_classes().values()}
     assert names <= set(OPTIMIZER_FAMILIES)

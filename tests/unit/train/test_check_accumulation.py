@@ -54,6 +54,10 @@ def test_batch_norm_is_named_with_its_drift() -> None:
     assert 0.01 < found["batch-norm"] < 2
 
 
+def test_frozen_batch_norm_is_exact() -> None:
+    assert check_accumulation(tiny.task(model=tiny.FrozenNorm)) is None
+
+
 def dropped() -> nn.Module:
     return nn.Sequential(nn.Linear(tiny.NUM_FEATURES, 8), nn.Dropout(0.5), nn.Linear(8, 1))
 
