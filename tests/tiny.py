@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,26 @@ def linear() -> nn.Module:
 def batch_norm() -> nn.Module:
     """Normalises over the batch, so that a single example fails."""
     return nn.Sequential(nn.Linear(NUM_FEATURES, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 1))
+
+
+class FrozenNorm(nn.Module):
+    """Keeps its BatchNorm in evaluation mode, as fine-tuning does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = batch_norm()
+
+    def train(self, mode: bool = True) -> Self:
+        """Evaluation mode for every BatchNorm, whatever the rest is in."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm1d):
+                module.eval()
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Values [N, 1]."""
+        return self.layers(x)
 
 
 def squared_error(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Loss:

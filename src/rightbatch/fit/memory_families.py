@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rightbatch.core.samples import MemoryTrace
-from rightbatch.fit.memory_law import Law, fit_law, line_through_peaks, peak_parts, signature
+from rightbatch.fit.memory_law import (
+    LARGEST_SIZE,
+    Law,
+    Piece,
+    fit_law,
+    line_through_peaks,
+    peak_parts,
+    signature,
+)
 
 # A line errs least between its ends, where it is checked: beyond them allow this many times a miss.
 _CAUTION = 5
@@ -62,6 +70,41 @@ def fit_families(traces: Sequence[MemoryTrace], *, curved: bool | None) -> Fitte
     law, slope_share = line_through_peaks(traces)
     line = _judge(traces, [law], slope_share)
     return line if fitted is None or line.miss < fitted.miss else fitted
+
+
+def with_lone(fitted: Fitted, trace: MemoryTrace) -> Fitted:
+    """Let size 1 be what was traced: by the law of the next larger size, or by one of its own.
+
+    It fixes no coefficient, since a lone example takes ways of its own.
+
+    Args:
+        fitted: to larger sizes.
+        trace: at size 1.
+    """
+    laws, index = fitted.laws, fitted.family[min(fitted.family)]
+    if laws[index].peak_bytes(1) != peak_parts(trace).peak_bytes:
+        laws, index = (*laws, _law_of_one(trace)), len(laws)
+    return replace(fitted, laws=laws, family={1: index, **fitted.family})
+
+
+def _law_of_one(trace: MemoryTrace) -> Law:
+    """The peak of one trace, for its size alone."""
+    peak = peak_parts(trace)
+    piece = Piece(
+        first_size=1,
+        coefficients=(peak.peak_bytes, 0, 0),
+        parts={owner: (held, 0, 0) for owner, held in peak.parts.items()},
+        phase=peak.phase,
+        operator=peak.operator,
+    )
+    return Law(
+        source=trace.source,
+        anchors=(trace.micro_batch_size,),
+        held_out=(),
+        denominator=1,
+        pieces=(piece,),
+        last_size=LARGEST_SIZE,
+    )
 
 
 def _split(family: Sequence[MemoryTrace], curved: bool | None) -> list[Law]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from rightbatch.core.errors import InfeasibleError, InvalidInputError, MeasurementError
 from rightbatch.core.samples import MemoryTrace, Owner
-from rightbatch.fit.memory_families import fit_families, is_curved
+from rightbatch.fit.memory_families import fit_families, is_curved, with_lone
 from rightbatch.fit.memory_law import Ints, Law
 from rightbatch.fit.shortfall import shortfall
 
@@ -38,7 +38,8 @@ class MemoryModel:
     """Bytes of live tensors at the peak of two steps, as a function of the micro-batch size.
 
     Sizes between two traced ones follow their common law; where the two follow different laws, the
-    larger of both is the answer and both are the interval.
+    larger of both is the answer and both are the interval. Size 1 is what was traced there; else the
+    law may err by as much as a second example takes.
     """
 
     laws: tuple[Law, ...]
@@ -58,8 +59,9 @@ class MemoryModel:
 
     @property
     def exact(self) -> bool:
-        """Whether one law met every traced size and nothing was assumed."""
-        return len(self.laws) == 1 and not (self.residual_bytes or self.high_share or self.worst_case)
+        """Whether one law met every traced size above 1, 1 was traced and nothing was assumed."""
+        doubted = self.residual_bytes or self.high_share or self.worst_case or self._is_alone(1)
+        return not doubted and len({law for size, law in self.family.items() if size > 1}) == 1
 
     @property
     def valid_range(self) -> tuple[int, int]:
@@ -174,29 +176,33 @@ class MemoryModel:
         return max(self._laws(size), key=lambda law: law.peak_bytes(size))
 
     def _spread(self, size: int) -> int:
-        """How far the worst case of a data-dependent step lies above the peak."""
-        return (
-            max(0, self.worst_case.peak_bytes(size) - self.peak_bytes(size)) if self.worst_case else 0
-        )
+        """How far a lone example's other kernels, or the worst case of data, may lie from the peak."""
+        others = [self.worst_case.peak_bytes(size)] if self.worst_case else []
+        others += [self.peak_bytes(2)] if self._is_alone(size) else []
+        return max(0, max(others, default=0) - self.peak_bytes(size))
+
+    def _is_alone(self, size: int) -> bool:
+        """Whether a size is that of a lone example, which was not traced and takes ways of its own."""
+        return size == 1 and size not in self.family
 
 
 def fit_memory_model(traces: Sequence[MemoryTrace]) -> MemoryModel:
-    """Fit the peak of one task's step to traces at two or more micro-batch sizes.
+    """Fit the peak of one task's step to traces at two or more micro-batch sizes above 1.
 
     Args:
-        traces: of one recipe, from fake tensors, from real steps, or both.
+        traces: of one recipe, from fake tensors, from real steps, or both. A real one at size 1
+            answers for that size alone.
 
     Raises:
         MeasurementError: no source has traces at two sizes.
     """
     by_source = {
-        source: sorted(
-            {t.micro_batch_size: t for t in traces if t.source == source}.values(),
-            key=lambda t: t.micro_batch_size,
-        )
+        source: {t.micro_batch_size: t for t in ordered if t.source == source}
+        for ordered in [sorted(traces, key=lambda t: t.micro_batch_size)]
         for source in ("fake", "kernels")
     }
-    fakes, kernels = by_source["fake"], by_source["kernels"]
+    lone = by_source["kernels"].get(1)
+    fakes, kernels = ([t for b, t in found.items() if b > 1] for found in by_source.values())
     real = len(kernels) >= 2
     chosen = kernels if real else fakes
     if len(chosen) < 2:
@@ -216,7 +222,9 @@ def fit_memory_model(traces: Sequence[MemoryTrace]) -> MemoryModel:
     if _input_bytes(chosen[0]) >= _input_bytes(chosen[-1]):
         sizes = f"{chosen[0].micro_batch_size} and {chosen[-1].micro_batch_size} examples"
         caveats.append(f"batches of {sizes} take the same bytes: does collate ignore examples?")
-    if chosen[0].micro_batch_size > 1:
+    if real and lone:
+        fitted = with_lone(fitted, lone)
+    else:
         caveats.append("a micro-batch of 1 was not traced: it may take other kernels")
     assumed = shapes if real and any(trace.caveats for trace in fakes) else None
     return MemoryModel(

@@ -15,8 +15,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from rightbatch.core.errors import MeasurementError
 from rightbatch.core.schedule import rate_at
-from rightbatch.tasks.build import build_model, build_optimizer, to_device
-from rightbatch.tasks.check import batch_examples
+from rightbatch.tasks.build import batch_examples, build_model, build_optimizer, to_device
 from rightbatch.tasks.order import epoch_order
 from rightbatch.tasks.step import forward_backward
 from rightbatch.tasks.task import Task

@@ -7,17 +7,21 @@ share is the same: on whole sequences, never on windows that were picked for the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from rightbatch.core.errors import InvalidInputError
 
 Floats = NDArray[np.floating[Any]]
+Values = NDArray[Any] | Tensor | Sequence[float]
+"""Numbers or truth values; tensors on any device, with or without a gradient."""
 
 
-def average_precision(scores: Floats, positives: NDArray[np.bool_]) -> float:
+def average_precision(scores: Values, positives: Values) -> float:
     """Sum over thresholds of (R_n - R_{n-1}) P_n; equal scores share one threshold.
 
     Args:
@@ -28,18 +32,20 @@ def average_precision(scores: Floats, positives: NDArray[np.bool_]) -> float:
     0.8333333333333333
 
     Raises:
-        InvalidInputError: other lengths, a nan, labels beyond 0 and 1, no positive, or nothing else.
+        InvalidInputError: no numbers, other lengths, a nan, labels beyond 0 and 1, no positive, or
+            nothing else.
     """
-    _check(scores, positives)
-    order = np.argsort(-scores, kind="stable")
+    scores, positives = _check(scores, positives)
+    order = np.argsort(scores)[::-1]
     ranked, hits = scores[order], np.cumsum(positives[order])
-    last = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)  # of each run of equal scores
+    ends = ranked[1:] != ranked[:-1]  # a difference would be nan between equal infinities
+    last = np.append(np.flatnonzero(ends), len(ranked) - 1)  # of each run of equal scores
     found = hits[last]
     precision = found / (last + 1)
     return float(np.diff(found, prepend=0) @ precision / found[-1])
 
 
-def top_k_precision(scores: Floats, positives: NDArray[np.bool_]) -> float:
+def top_k_precision(scores: Values, positives: Values) -> float:
     """Share of true positives among the k highest scores, k being how many there are.
 
     Precision and recall are equal there. The metric of Jaganathan et al. (2019) for splice sites.
@@ -51,7 +57,7 @@ def top_k_precision(scores: Floats, positives: NDArray[np.bool_]) -> float:
     Raises:
         InvalidInputError: as for ``average_precision``.
     """
-    _check(scores, positives)
+    scores, positives = _check(scores, positives)
     k = int(positives.sum())
     threshold = np.partition(scores, -k)[-k]
     above, level = scores > threshold, scores == threshold
@@ -80,7 +86,7 @@ class Calibration(NamedTuple):
         return float((self.counts @ self.predicted) / (self.counts @ self.observed))
 
 
-def calibration(probabilities: Floats, positives: NDArray[np.bool_], num_bins: int = 20) -> Calibration:
+def calibration(probabilities: Values, positives: Values, num_bins: int = 20) -> Calibration:
     """Compare probabilities with frequencies, finest where the positives are.
 
     Equal widths would put nearly every prediction for rare positives into the first bin, and equal
@@ -95,7 +101,7 @@ def calibration(probabilities: Floats, positives: NDArray[np.bool_], num_bins: i
     Raises:
         InvalidInputError: as for ``average_precision``, a probability outside 0 to 1, or 1 bin.
     """
-    _check(probabilities, positives)
+    probabilities, positives = _check(probabilities, positives)
     if num_bins < 2 or probabilities.min() < 0 or probabilities.max() > 1:
         found = f"{num_bins} bins, values {probabilities.min():g} to {probabilities.max():g}"
         need = "2 bins or more, and probabilities"
@@ -113,7 +119,13 @@ def calibration(probabilities: Floats, positives: NDArray[np.bool_], num_bins: i
     return Calibration(predicted=sums[0] / counts, observed=sums[1] / counts, counts=counts)
 
 
-def _check(scores: Floats, positives: NDArray[np.bool_]) -> None:
+def _check(scores: Values, positives: Values) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Both as arrays.
+
+    Raises:
+        InvalidInputError: as the metrics say.
+    """
+    scores, positives = _array(scores, "scores"), _array(positives, "positives")
     if scores.shape != positives.shape or scores.ndim != 1:
         found = f"scores {list(scores.shape)} and positives {list(positives.shape)}"
         raise InvalidInputError(found, need="two arrays of one length", hint="flatten both")
@@ -127,3 +139,24 @@ def _check(scores: Floats, positives: NDArray[np.bool_]) -> None:
     if count in {0, len(positives)}:
         found = f"{count} positives among {len(positives)}"
         raise InvalidInputError(found, need="some of both", hint="evaluate on more data")
+    return scores, positives.astype(np.bool_)
+
+
+def _array(values: Values, name: str) -> NDArray[Any]:
+    """The numbers of an array, a tensor or a list.
+
+    Raises:
+        InvalidInputError: they are none.
+    """
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        values = values.double().numpy() if values.is_floating_point() else values.numpy()
+    try:
+        array = np.asarray(values)
+    except ValueError:  # rows of different lengths
+        array = np.asarray(None)
+    if array.dtype.kind not in "biuf":
+        found = f"{name} of type {type(values).__name__} that are no numbers"
+        hint = "pass an array or a tensor of them"
+        raise InvalidInputError(found, need="one number for each", hint=hint)
+    return array

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any, cast
 
 import torch
@@ -77,9 +78,13 @@ def has_values(model: nn.Module) -> bool:
 
 
 def batch_norm_layers(model: nn.Module) -> list[nn.Module]:
-    """Layers whose statistics couple the examples of a micro-batch."""
+    """Layers whose statistics couple the examples of a micro-batch, in the model's present mode.
+
+    One that the model keeps in evaluation mode uses its running statistics and couples nothing.
+    """
     kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-    return [module for module in model.modules() if isinstance(module, kinds)]
+    layers = (module for module in model.modules() if isinstance(module, kinds))
+    return [layer for layer in layers if layer.training or layer.running_mean is None]
 
 
 def smallest_micro_batch(model: nn.Module) -> int:
@@ -190,22 +195,60 @@ def to_device(batch: Any, device: str) -> Any:
     return batch
 
 
-def loss_terms(task_loss: Any, model: nn.Module, batch: Any, num_examples: int) -> dict[str, Loss]:
+def batch_examples(batch: Any) -> int:
+    """Examples in a batch: the first dimension of its first tensor that has one.
+
+    Raises:
+        InvalidTaskError: the batch holds no such tensor.
+    """
+    for tensor in _tensors(batch):
+        if tensor.dim():
+            return tensor.shape[0]
+    found = f"a batch of type {type(batch).__name__} without a tensor of one row per example"
+    hint = "add one to the batch, such as the examples' indices"
+    raise InvalidTaskError(found, need="a tensor to count examples by", hint=hint)
+
+
+def _tensors(batch: Any) -> Iterator[Tensor]:
+    """Depth first, through mappings, tuples, lists and dataclasses."""
+    if isinstance(batch, Tensor):
+        yield batch
+        return
+    values: Iterable[Any] = ()
+    if isinstance(batch, Mapping):
+        values = cast(Any, batch).values()
+    elif isinstance(batch, (list, tuple)):
+        values = cast(Any, batch)
+    elif is_dataclass(batch) and not isinstance(batch, type):
+        values = (getattr(batch, field.name) for field in fields(batch))
+    for value in values:
+        yield from _tensors(value)
+
+
+def loss_terms(
+    task_loss: Any, model: nn.Module, batch: Any, num_examples: int | None = None
+) -> dict[str, Loss]:
     """Call the task's loss; each of its terms is a sum with a count of its own.
 
     A plain mean is weighted by the examples it averages. A loss of one term has it under ``loss``.
+
+    Args:
+        task_loss: the task's.
+        model: its first argument.
+        batch: its second.
+        num_examples: in the batch; None counts them where a plain mean needs it.
 
     Raises:
         InvalidTaskError: it returns neither a Loss, nor a scalar, nor a dictionary of these.
     """
     value = task_loss(model, batch)
     if not isinstance(value, Mapping):
-        return {"loss": _as_loss(value, num_examples, "loss returned")}
+        return {"loss": _as_loss(value, batch, num_examples, "loss returned")}
     if not value:
         hint = 'return {"loss": rb.Loss(total, count)}'
         raise InvalidTaskError("loss returned an empty dictionary", need="a term in it", hint=hint)
     return {
-        str(name): _as_loss(term, num_examples, f"loss returned, under {name!r},")
+        str(name): _as_loss(term, batch, num_examples, f"loss returned, under {name!r},")
         for name, term in value.items()
     }
 
@@ -228,7 +271,7 @@ def _or_one(count: int | Tensor) -> int | Tensor:
     return torch.where(count > 0, count, 1) if isinstance(count, Tensor) else count or 1
 
 
-def _as_loss(value: Any, num_examples: int, returned: str) -> Loss:
+def _as_loss(value: Any, batch: Any, num_examples: int | None, returned: str) -> Loss:
     total = value.total if isinstance(value, Loss) else value
     if not isinstance(total, Tensor) or total.numel() != 1:
         shape = f" of shape {list(total.shape)}" if isinstance(total, Tensor) else ""
@@ -239,4 +282,5 @@ def _as_loss(value: Any, num_examples: int, returned: str) -> Loss:
         )
     if isinstance(value, Loss):
         return value
-    return Loss(total.reshape(()) * num_examples, num_examples)
+    count = batch_examples(batch) if num_examples is None else num_examples
+    return Loss(total.reshape(()) * count, count)

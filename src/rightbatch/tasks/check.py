@@ -117,30 +117,12 @@ def _mean_loss(task: Task, model: nn.Module, batches: Any) -> dict[str, float]:
     totals: dict[str, float] = {}
     counts: dict[str, float] = {}
     for batch in batches:
-        terms = loss_terms(task.loss, model, batch, num_examples=batch_examples(batch))
+        terms = loss_terms(task.loss, model, batch)
         for name, term in terms.items():
             totals[name] = totals.get(name, 0.0) + float(term.total)
             counts[name] = counts.get(name, 0.0) + float(term.count)
     means = [totals[name] / count for name, count in counts.items() if count]
     return {"loss": math.fsum(means) if means else math.nan}
-
-
-def batch_examples(batch: Any) -> int:
-    """Examples in a batch: the first dimension of its first tensor.
-
-    Raises:
-        InvalidTaskError: the batch holds no tensor.
-    """
-    if isinstance(batch, torch.Tensor):
-        return batch.shape[0]
-    values = list(batch.values()) if isinstance(batch, dict) else batch
-    if isinstance(values, (list, tuple)):
-        for value in values:
-            return batch_examples(value)
-    hint = "return rb.Loss(total, count) from the loss, which needs no counting"
-    raise InvalidTaskError(
-        f"a batch of type {type(batch).__name__}", need="a tensor to count examples by", hint=hint
-    )
 
 
 def _read(task: Task, data: Any, name: str) -> Any:

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from rightbatch.core.errors import InvalidInputError, InvalidTaskError
-from rightbatch.tasks.build import loss_terms
-from rightbatch.tasks.check import batch_examples
+from rightbatch.tasks.build import batch_examples, loss_terms
 from rightbatch.tasks.task import Loss
 from rightbatch.train.distributed import ALONE, Ranks, Sync, sync_of
 
@@ -91,7 +90,8 @@ def accumulate(model: nn.Module, loss: LossFunction, micro_batches: Iterable[Any
 
     Raises:
         InvalidInputError: there is no micro-batch, or no target in any of them.
-        InvalidTaskError: the loss is neither a Loss nor a scalar, or a batch holds no tensor.
+        InvalidTaskError: the loss is neither a Loss nor a scalar, or a batch holds no tensor
+            with a dimension to count examples by.
     """
     return accumulate_pieces(model, loss, [(batch_examples(batch), batch) for batch in micro_batches])
 

@@ -8,7 +8,9 @@ training mode switches on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import MutableMapping, Sequence
+from copy import copy
+from dataclasses import fields, is_dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -20,7 +22,7 @@ from rightbatch.core.plan import Plan
 from rightbatch.tasks.build import batch_norm_layers, build_model, join, to_device
 from rightbatch.tasks.order import epoch_order
 from rightbatch.tasks.task import Task
-from rightbatch.train.accumulate import accumulate
+from rightbatch.train.accumulate import accumulate_pieces
 from rightbatch.train.check import check_plan
 from rightbatch.train.sampler import split_evenly
 
@@ -110,9 +112,9 @@ def measure_drifts(
 
     def gradient(parts: list[list[Any]], draw: int) -> Tensor:
         torch.manual_seed(draw)
-        batches = [_double(to_device(join(task, part), device)) for part in parts]
+        batches = [(len(part), _double(to_device(join(task, part), device))) for part in parts]
         try:
-            accumulate(model, task.loss, batches)
+            accumulate_pieces(model, task.loss, batches)
         except RightBatchError:
             raise
         except Exception as error:
@@ -165,8 +167,14 @@ def _double(batch: Any) -> Any:
     """A batch whose floating-point tensors are float64."""
     if isinstance(batch, Tensor):
         return batch.double() if batch.is_floating_point() else batch
-    if isinstance(batch, Mapping):
-        return {key: _double(value) for key, value in batch.items()}
+    if isinstance(batch, MutableMapping):
+        doubled = copy(cast(Any, batch))
+        for key, value in batch.items():
+            doubled[key] = _double(value)
+        return doubled
+    if is_dataclass(batch):
+        kept = [field.name for field in fields(batch) if field.init]
+        return replace(cast(Any, batch), **{name: _double(getattr(batch, name)) for name in kept})
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*map(_double, batch))
     if isinstance(batch, (list, tuple)):

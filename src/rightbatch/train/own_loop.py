@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from rightbatch.core.plan import Plan
-from rightbatch.tasks.check import batch_examples
+from rightbatch.tasks.build import batch_examples
 from rightbatch.train.accumulate import WindowGradient, accumulate_pieces
 from rightbatch.train.distributed import Ranks
 from rightbatch.train.sampler import MicroBatches, Windows

@@ -107,7 +107,7 @@ def _ghost_batch_norm(facts: TaskFacts, candidate: Plan, reference: Plan) -> Rem
     name: RemedyName = "ghost batch norm"
     size, over = reference.ghost_batch_size or reference.micro_batch_size, candidate.micro_batch_size
     if not facts.num_batch_norm_layers:
-        return _remedy(name, "the model has no BatchNorm", None)
+        return _remedy(name, "the model has no BatchNorm in training", None)
     if candidate.batch_norm is not None:
         return _remedy(name, f"the candidate has {candidate.batch_norm} batch norm already", None)
     if size < 2 or over <= size:

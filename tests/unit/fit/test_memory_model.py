@@ -46,7 +46,7 @@ def step(size: int, **options: object) -> MemoryTrace:
 
 
 def test_the_peak_moves_from_the_optimizer_to_forward_at_the_crossing() -> None:
-    model = fit_memory_model([step(b) for b in (2, 3, 16)])
+    model = fit_memory_model([step(b) for b in (1, 2, 3, 16)])
     assert [model.peak_bytes(b) for b in (1, 50, 51, 1000)] == [1508, 1900, 1918, 19000]
     assert model.pieces() == ((1, "optimizer", "op4"), (50, "forward", "op2"))
     assert model.peak_at(49) == ("optimizer", "op4")
@@ -85,7 +85,7 @@ def test_a_loss_over_pairs_is_met_by_a_parabola() -> None:
     def pairs(b: int) -> MemoryTrace:
         return trace(b, [5000, 8 * b, 4 * b * b, -4 * b * b], owner=[3, 2, 1, 1])
 
-    model = fit_memory_model([pairs(b) for b in (2, 3, 4, 16)])
+    model = fit_memory_model([pairs(b) for b in (1, 2, 3, 4, 16)])
     assert model.peak_bytes(1000) == 5000 + 8000 + 4_000_000
     assert model.exact
     assert (
@@ -101,7 +101,7 @@ def test_the_largest_micro_batch_just_fits_and_headroom_shrinks_it() -> None:
 
 
 def test_a_limit_below_one_example_says_how_many_bytes_are_missing() -> None:
-    model = fit_memory_model([step(b) for b in (2, 3, 16)])
+    model = fit_memory_model([step(b) for b in (1, 2, 3, 16)])
     with pytest.raises(InfeasibleError, match=r"needs 1,508 bytes.*need 508 bytes more.\n.*parameters"):
         model.max_micro_batch(1000)
 
@@ -205,10 +205,29 @@ def test_a_collate_that_ignores_its_examples_is_noticed() -> None:
     assert any("does collate ignore examples" in text for text in model.caveats)
 
 
-def test_size_1_is_answered_with_a_caveat() -> None:
+def test_size_1_untraced_may_err_by_a_second_example() -> None:
     model = fit_memory_model([step(b) for b in (2, 3, 16)])
     assert model.valid_range[0] == 2
     assert any("micro-batch of 1" in text for text in model.caveats)
+    assert (model.low_bytes(1), model.peak_bytes(1), model.high_bytes(1)) == (1500, 1508, 1516)
+    assert not model.exact
+    with pytest.raises(InfeasibleError, match=r"needs 1,516"):
+        model.max_micro_batch(1515)
+
+
+@pytest.mark.parametrize("scratch", [-9, 5, 700])
+def test_a_lone_example_with_kernels_of_its_own_changes_no_other_size(scratch: int) -> None:
+    lone = trace(1, [1000, 8, 1000 + scratch, -1000 - scratch], owner=[3, 2, 0, 0])
+    law, model = (fit_memory_model([*first, *map(step, (2, 3, 16))]) for first in ([step(1)], [lone]))
+    assert model.low_bytes(1) == model.peak_bytes(1) == model.high_bytes(1) == 2008 + scratch
+    assert model.breakdown(1)["temporaries"] == 1000 + scratch
+    assert model.pieces()[:2] == ((1, "forward", "op2"), (2, "optimizer", "op4"))
+    sizes = np.arange(2, 100)
+    assert (model.predict_peak_bytes(sizes) == law.predict_peak_bytes(sizes)).all()
+    assert model.exact
+    assert not model.caveats
+    assert model.max_micro_batch(2008 + scratch) >= 1
+    assert law.valid_range == model.valid_range
 
 
 def test_rounding_at_three_sizes_is_no_parabola() -> None:

@@ -57,6 +57,7 @@ def dropout() -> nn.Module:
         (dropout, plain, None),
         (tiny.linear, with_noise, None),
         (tiny.batch_norm, plain, "batch-norm"),
+        (tiny.FrozenNorm, plain, None),
         (tiny.linear, ranked, "loss"),
         (tiny.batch_norm, ranked, "loss"),
         (tiny.linear, of_varying_counts, "loss"),

@@ -1,9 +1,11 @@
 """Metrics for rare positives, against their definitions and against scikit-learn."""
 
 from collections.abc import Callable
+from typing import Any, cast
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +23,50 @@ def test_average_precision_is_scikit_learns_with_ties_too(seed: int, levels: int
     positives[:2] = True, False
     expected = metrics.average_precision_score(positives, scores)
     assert average_precision(scores, positives) == pytest.approx(expected, rel=1e-12)
+
+
+def by_thresholds(scores: list[float], positives: list[bool]) -> float:
+    """Average precision by its definition."""
+    total, recalled = 0.0, 0
+    for threshold in sorted(set(scores), reverse=True):
+        chosen = [hit for score, hit in zip(scores, positives, strict=True) if score >= threshold]
+        total += (sum(chosen) - recalled) * sum(chosen) / len(chosen)
+        recalled = sum(chosen)
+    return total / recalled
+
+
+@settings(max_examples=50)
+@given(
+    pairs=st.lists(
+        st.tuples(st.sampled_from([-np.inf, -1.5, 0, 7, 200, np.inf]), st.booleans()), min_size=1
+    )
+)
+def test_average_precision_is_its_definition_in_any_order_infinities_too(
+    pairs: list[tuple[float, bool]],
+) -> None:
+    scores, positives = zip(*[*pairs, (0, True), (1, False)], strict=True)
+    expected = pytest.approx(by_thresholds(list(scores), list(positives)))
+    assert average_precision(scores, positives) == expected
+    assert average_precision(scores[::-1], positives[::-1]) == expected
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [np.uint8, np.int64, np.float16, list, torch.tensor, torch.bfloat16, torch.float64],
+    ids=str,
+)
+def test_scores_of_any_type_give_the_same_metrics(kind: Any) -> None:
+    scores, positives = [200, 0, 5, 100, 30], [1, 0, 0, 1, 0]
+    if isinstance(kind, torch.dtype):
+        given: Any = torch.tensor(scores, dtype=kind, requires_grad=True)
+        labels: Any = torch.tensor(positives)
+    else:
+        given = np.array(scores, kind) if isinstance(kind, type) and kind is not list else kind(scores)
+        labels = np.array(positives, np.uint8) if kind is np.uint8 else kind(positives)
+    assert average_precision(given, labels) == 1
+    assert top_k_precision(given, labels) == 1
+    shares = given > 50 if not isinstance(given, list) else [score > 50 for score in scores]
+    assert calibration(shares, labels).error == 0
 
 
 def test_a_random_ranking_scores_the_share_of_positives() -> None:
@@ -73,6 +119,8 @@ YES, NO = np.array([True, False]), np.array([False, False])
         (lambda: top_k_precision(np.array([np.nan, 0.0]), YES), "1 scores that are nan"),
         (lambda: average_precision(np.zeros(3), YES), r"scores \[3\] and positives \[2\]"),
         (lambda: average_precision(np.zeros(3), np.array([0, 1, 2])), r"values \[0 1 2\]"),
+        (lambda: average_precision(np.array(["a", "b"]), YES), "scores of type ndarray that are no"),
+        (lambda: calibration(np.zeros(2), cast(Any, [[1], [0, 1]])), "positives of type list that are"),
         (lambda: calibration(np.array([0.0, 1.5]), YES), r"values 0 to 1\.5"),
         (lambda: calibration(np.array([0.0, 1.0]), YES, num_bins=1), "1 bins"),
     ],

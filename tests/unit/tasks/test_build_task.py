@@ -2,6 +2,8 @@
 
 # pyright: reportUnknownLambdaType=false
 
+from collections import UserDict
+from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import pytest
@@ -14,6 +16,7 @@ from rightbatch.core.errors import InvalidInputError, InvalidTaskError
 from rightbatch.core.facts import OPTIMIZER_FAMILIES
 from rightbatch.core.recipe import Recipe
 from rightbatch.tasks.build import (
+    batch_examples,
     batch_norm_layers,
     build_model,
     build_optimizer,
@@ -31,6 +34,12 @@ from rightbatch.tasks.task import Loss
 class Pair(NamedTuple):
     x: torch.Tensor
     note: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    names: list[str]
+    x: torch.Tensor
 
 
 def recipe(**changes: Any) -> Recipe:
@@ -65,6 +74,14 @@ def test_layers_that_couple_examples_are_found_at_any_depth() -> None:
     assert len(batch_norm_layers(nn.Sequential(tiny.batch_norm(), nn.BatchNorm2d(2)))) == 2
     assert batch_norm_layers(nn.Sequential(nn.LayerNorm(2), nn.GroupNorm(1, 2))) == []
     assert (smallest_micro_batch(tiny.batch_norm()), smallest_micro_batch(tiny.linear())) == (2, 1)
+
+
+def test_batch_norm_that_stays_in_evaluation_mode_couples_nothing() -> None:
+    frozen = build_model(tiny.task(model=tiny.FrozenNorm))
+    assert (batch_norm_layers(frozen), smallest_micro_batch(frozen)) == ([], 1)
+    assert len(batch_norm_layers(tiny.batch_norm())) == 1
+    assert batch_norm_layers(tiny.batch_norm().eval()) == []
+    assert len(batch_norm_layers(nn.BatchNorm1d(2, track_running_stats=False).eval())) == 1
 
 
 def test_every_optimizer_of_torch_has_a_family() -> None:
@@ -249,3 +266,27 @@ def test_a_data_set_that_reads_batches_is_asked_for_batches() -> None:
 def test_an_optimizer_that_calls_the_loss_itself_is_refused() -> None:
     with pytest.raises(InvalidTaskError, match="whose step calls a closure"):
         build_optimizer(recipe(optimizer="lbfgs"), nn.Linear(3, 1), 0.1)
+
+
+@pytest.mark.parametrize(
+    ("batch", "size"),
+    [
+        (torch.ones(3, 2), 3),
+        ((torch.ones(4), torch.ones(4)), 4),
+        ([[torch.ones(5)], torch.ones(1)], 5),
+        ({"x": torch.ones(6)}, 6),
+        ((["id0", "id1"], torch.ones(2, 7), torch.ones(3)), 2),
+        ({"id": ["a"], "scale": torch.tensor(2.0), "x": torch.ones(8)}, 8),
+        (UserDict(n=9, x=torch.ones(9)), 9),
+        (Batch(["a"], torch.ones(1, 5)), 1),
+        ([[], (Pair(torch.tensor(1.0), 3), {"deep": torch.ones(0, 2)})], 0),
+    ],
+)
+def test_examples_are_counted_by_the_first_tensor_that_has_rows(batch: Any, size: int) -> None:
+    assert batch_examples(batch) == size
+
+
+@pytest.mark.parametrize("batch", [3, [], {}, ["text"], torch.tensor(2.0), Batch])
+def test_a_batch_without_rows_is_refused(batch: Any) -> None:
+    with pytest.raises(InvalidTaskError, match="need a tensor to count examples by"):
+        batch_examples(batch)

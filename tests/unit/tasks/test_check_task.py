@@ -12,7 +12,7 @@ from torch.utils.data import IterableDataset, TensorDataset
 import tiny
 from rightbatch.core.errors import InvalidInputError, InvalidTaskError, MissingDataError
 from rightbatch.core.recipe import LoaderOptions, Target
-from rightbatch.tasks.check import batch_examples, check_task, evaluate
+from rightbatch.tasks.check import check_task, evaluate
 from rightbatch.tasks.task import Loss
 
 
@@ -129,23 +129,12 @@ def test_a_single_example_is_enough() -> None:
     assert facts.num_train_examples == 1
 
 
-@pytest.mark.parametrize(
-    ("batch", "size"),
-    [
-        (torch.ones(3, 2), 3),
-        ((torch.ones(4), torch.ones(4)), 4),
-        ([[torch.ones(5)], torch.ones(1)], 5),
-        ({"x": torch.ones(6)}, 6),
-    ],
-)
-def test_examples_are_counted_by_the_first_tensor(batch: Any, size: int) -> None:
-    assert batch_examples(batch) == size
+def test_a_loss_that_counts_its_targets_is_evaluated_on_any_batch() -> None:
+    def loss(model: nn.Module, batch: list[str]) -> Loss:
+        return Loss(model(torch.ones(len(batch), tiny.NUM_FEATURES)).sum() * 0 + 6, len(batch))
 
-
-@pytest.mark.parametrize("batch", [3, [], {}, ["text"]])
-def test_a_batch_without_a_tensor_is_refused(batch: Any) -> None:
-    with pytest.raises(InvalidTaskError, match="need a tensor to count examples by"):
-        batch_examples(batch)
+    task = tiny.task(loss=loss, evaluate=None)
+    assert evaluate(task, tiny.linear(), [["a text"], ["another", "text"]]) == {"loss": 4.0}
 
 
 def test_the_fingerprint_changes_with_what_measurements_depend_on() -> None:

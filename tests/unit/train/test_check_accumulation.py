@@ -1,5 +1,7 @@
 """The check says nothing of an exact loss, and names what breaks another one."""
 
+from collections import UserDict
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from rightbatch.core.errors import InvalidTaskError
 from rightbatch.core.finding import Finding
 from rightbatch.core.plan import Plan
 from rightbatch.tasks.task import Task
+from rightbatch.train.accumulate import accumulate
 from rightbatch.train.exact import check_accumulation, measure_drifts, split_sizes
 
 
@@ -49,6 +52,10 @@ def test_batch_norm_is_named_with_its_drift() -> None:
     found = causes(tiny.task(model=tiny.batch_norm))
     assert set(found) == {"batch-norm"}
     assert 0.01 < found["batch-norm"] < 2
+
+
+def test_frozen_batch_norm_is_exact() -> None:
+    assert check_accumulation(tiny.task(model=tiny.FrozenNorm)) is None
 
 
 def dropped() -> nn.Module:
@@ -110,3 +117,39 @@ def test_a_finding_is_a_record() -> None:
     assert finding is not None
     assert Finding.model_validate_json(finding.model_dump_json()) == finding
     assert str(finding).startswith("8 examples in micro-batches of 4, 2, 2 have another gradient")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A batch with names before its tensors."""
+
+    names: list[str]
+    x: Tensor
+    y: Tensor
+
+
+class Encoding(UserDict[str, Any]):
+    """A mapping whose entries are attributes too, as tokenizers give it."""
+
+    x = property(lambda self: self["x"])
+    y = property(lambda self: self["y"])
+
+    def to(self, device: str) -> "Encoding":
+        return self
+
+
+@pytest.mark.parametrize("kind", [Rows, Encoding, tuple])
+def test_batches_of_any_kind_are_checked(kind: Any) -> None:
+    def collate(examples: list[Any]) -> Any:
+        x, y = (torch.stack(column) for column in zip(*examples, strict=True))
+        names = [f"id{i}" for i in range(len(x))]
+        return (names, torch.tensor(2.0), x, y) if kind is tuple else kind(names=names, x=x, y=y)
+
+    def loss(model: nn.Module, batch: Any) -> Any:
+        x, y = batch[2:] if kind is tuple else (batch.x, batch.y)
+        return tiny.squared_error(model, (x, y))
+
+    task = tiny.task(collate=collate, loss=loss)
+    assert check_accumulation(task) is None
+    batches = [collate([task.train_data[i] for i in piece]) for piece in (range(3), range(3, 8))]
+    assert accumulate(tiny.linear(), loss, batches).count == 8

@@ -1,6 +1,7 @@
 """Which micro-batch sizes to trace: few, small, and more only where they disagree.
 
-Never 1: operators on a single example skip copies that every other size makes.
+The law begins at 2: on a lone example operators skip copies and kernels take other ways. So 1 is
+traced for its own sake, for real, where the step runs at 1.
 """
 
 from __future__ import annotations
@@ -135,6 +136,17 @@ def iterate_memory_traces(
     check_growth(list(small.values()))
     if KERNEL_RUNGS[1] in small and not _aligned([small[size] for size in KERNEL_RUNGS[:2]]):
         yield from (trace(size) for size in _BETWEEN)
+    if len(worst_case.indices) < 2:  # else no single example is the costliest
+        yield from _lone(trace)
+
+
+def _lone(trace: Callable[[int], MemoryTrace]) -> Iterator[MemoryTrace]:
+    """The trace of 1, or nothing where that cannot run: BatchNorm refuses a lone value."""
+    try:
+        traced = trace(1)
+    except Exception:  # the user's code may raise anything where larger sizes ran
+        return
+    yield traced
 
 
 def _climb(

@@ -53,9 +53,7 @@ def look_at(model: nn.Module) -> ModelFacts:
 
 def coupling_of(model: nn.Module) -> Coupling | None:
     """What makes an example's gradient depend on the others of its batch, at present."""
-    layers = batch_norm_layers(model)
-    uses_batch = any(m.training or getattr(m, "running_mean", None) is None for m in layers)
-    return "batch-norm" if uses_batch else None
+    return "batch-norm" if batch_norm_layers(model) else None
 
 
 def why_not_per_example(model: nn.Module, facts: ModelFacts, covered: float) -> str | None:

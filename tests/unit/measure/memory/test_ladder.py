@@ -54,19 +54,39 @@ def sizes(task: rb.Task, **options: Any) -> list[tuple[str, int]]:
     return [(t.source, t.micro_batch_size) for t in measure_memory(task, **options)]
 
 
-def test_a_straight_law_takes_three_traces_of_each_kind_and_never_size_1() -> None:
-    expected = [("fake", 2), ("fake", 3), ("fake", 64), ("kernels", 2), ("kernels", 3), ("kernels", 16)]
-    assert sizes(make()) == expected
+def test_a_straight_law_takes_three_traces_of_each_kind_and_size_1_one_of_its_own() -> None:
+    fakes = [("fake", 2), ("fake", 3), ("fake", 64)]
+    assert sizes(make()) == [*fakes, *(("kernels", b) for b in (2, 3, 16, 1))]
+
+
+def test_a_lone_example_that_cannot_be_trained_on_is_left_out() -> None:
+    task = replace(make(), model=lambda: nn.Sequential(nn.BatchNorm1d(8), nn.Linear(8, 3)))
+    assert [b for source, b in sizes(task) if source == "kernels"] == [2, 3, 16]
+
+
+def test_a_lone_example_is_left_out_where_the_costliest_batch_takes_two() -> None:
+    data: Any = [(torch.zeros(n, 8), torch.zeros(m, 8)) for n, m in ((3, 9), (9, 3), (3, 3))]
+
+    def pad(examples: list[Any]) -> list[torch.Tensor]:
+        return [pad_sequence(list(field), batch_first=True) for field in zip(*examples, strict=True)]
+
+    def means(model: nn.Module, batch: Any) -> torch.Tensor:
+        return model(batch[0]).mean() + model(batch[1]).mean()
+
+    traces = measure_memory(replace(make(means), train_data=data, collate=pad))
+    assert traces[0].worst_case is not None
+    assert len(traces[0].worst_case.indices) == 2
+    assert 1 not in [t.micro_batch_size for t in traces]
 
 
 def test_a_loss_over_pairs_takes_one_more_of_each_kind() -> None:
     found = sizes(make(pairs))
     assert [b for source, b in found if source == "fake"] == [2, 3, 64, 4]
-    assert [b for source, b in found if source == "kernels"] == [2, 3, 4, 16]
+    assert [b for source, b in found if source == "kernels"] == [2, 3, 4, 16, 1]
 
 
 def test_no_real_step_is_larger_than_the_largest_asked_for() -> None:
-    assert [b for s, b in sizes(make(), max_micro_batch_size=8) if s == "kernels"] == [2, 3, 8]
+    assert [b for s, b in sizes(make(), max_micro_batch_size=8) if s == "kernels"] == [2, 3, 8, 1]
 
 
 def test_real_steps_that_would_not_fit_are_not_run() -> None:
