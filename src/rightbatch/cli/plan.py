@@ -232,7 +232,8 @@ def _train(task: Task, plan: Plan, folder: Path, measuring: Measuring) -> Run:
     for path in earlier:
         run = read_record(path / OUTCOME, Run)
         same = run.seed == measuring.seed and run.outcome is not Outcome.INTERRUPTED
-        if same and read_record(path / "plan.json", Plan) == plan:
+        as_planned = read_record(path / "plan.json", Plan).replace(options=plan.options)
+        if same and as_planned == plan:
             say(f"{path} holds this very run already: plan and seed are the same")
             return run
     return train_task(task, plan, free, device=measuring.device, seed=measuring.seed)
