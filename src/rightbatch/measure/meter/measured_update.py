@@ -105,7 +105,7 @@ class MeasuredUpdate:
         self._leaves = LeafNorms(parameters, self._on_repeat)
         self._leaves.arm()
         self._leaves.keep = set(parameters) if self._in_parts else set()
-        if self.source in {None, "micro-batches"} and self._facts.replicas == 1:
+        if self._facts.replicas == 1:  # whatever the source: several micro-batches may come any time
             self._fingerprint.arm(parameters)
         if self.source in {None, "per-example"} and self._why_not_per_example() is None:
             self._layers = self._layers or PerExampleNorms(self._model)

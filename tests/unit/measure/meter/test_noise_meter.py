@@ -472,6 +472,24 @@ def test_clipping_before_the_meter_looks_is_refused() -> None:
             meter.update()
 
 
+@pytest.mark.parametrize("first", [1, 4])
+def test_updates_that_grow_by_accumulation_go_on_being_measured(first: int) -> None:
+    torch.manual_seed(1)
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with rb.NoiseMeter(model, optimizer, period=1) as meter:
+        for update in range(first + 4):
+            parts = torch.arange(32).chunk(2) if update >= first else [torch.arange(16)]
+            optimizer.zero_grad()
+            for rows in parts:
+                (F.cross_entropy(model(X[rows]), Y[rows]) / len(parts)).backward()
+            meter.update()
+            optimizer.step()
+    assert not meter.skipped
+    sources = [(s.source, s.big_batch_size) for s in meter.samples]
+    assert sources == [("per-example", 16)] * first + [("micro-batches", 32)] * 4
+
+
 def test_clipping_does_not_matter_for_single_examples() -> None:
     plain = norms(measured(Net(), updates=1))
     model = Net()
