@@ -372,6 +372,39 @@ def test_a_small_uncovered_part_is_stated() -> None:
     assert sample.covered == pytest.approx(1 - 3 / (8 * 64 + 64 + 64 * 3 + 3 + 3))
 
 
+class Experts(nn.Module):
+    """All examples go to one of two experts; the other is called on none of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.large, self.small, self.head = nn.Linear(8, 32), nn.Linear(8, 1), nn.Linear(32, 3)
+        self.to_small = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        none = x[:0]
+        if self.to_small:
+            return self.head(self.small(x).expand(-1, 32) + self.large(none).sum())
+        return self.head(self.large(x) + self.small(none).sum())
+
+
+def test_a_layer_that_is_called_on_nothing_adds_nothing() -> None:
+    model = Experts()
+    with rb.NoiseMeter(model, period=1) as meter:
+        loop(model, meter)
+        model.to_small = True
+        loop(model, meter, updates=1)
+    assert not meter.skipped
+    covered = 1 - 9 / sum(p.numel() for p in model.parameters())
+    assert [s.covered for s in meter.samples] == pytest.approx([covered] * 5)  # none saw the small
+    plain = Experts()
+    torch.testing.assert_close(
+        norms(meter.samples[:4]), norms(measured(nn.Sequential(plain.large, plain.head)))
+    )
+    whole = sum(float(p.grad.square().sum()) for p in model.head.parameters() if p.grad is not None)
+    assert meter.samples[4].big_sq_norm == pytest.approx(whole)
+
+
 class _Shift(nn.Module):
     """Draws random numbers, so that it cannot be run again."""
 
