@@ -548,6 +548,70 @@ def test_validation_between_updates_is_not_counted() -> None:
     assert {s.big_batch_size for s in meter.samples} == {16}
 
 
+def test_a_forward_that_no_backward_follows_is_no_micro_batch() -> None:
+    model, plain = Net(), Net()
+    found = []
+    for each, validates in ((model, True), (plain, False)):
+        with rb.NoiseMeter(each, period=1) as meter:
+            for update in range(4):
+                each.zero_grad()
+                if validates and not update % 2:
+                    each(X)  # without no_grad
+                F.cross_entropy(each(X[:16]), Y[:16]).backward()
+                if validates and update % 2:
+                    each(X)
+                meter.update()
+        assert not meter.skipped
+        found.append(norms(meter.samples))
+    torch.testing.assert_close(*found)
+
+
+def test_such_a_forward_hides_nothing_from_the_check() -> None:
+    model = Centred()
+    with rb.NoiseMeter(model, period=1) as meter:
+        model(X)
+        F.cross_entropy(model(X[:16]), Y[:16]).backward()
+        with pytest.raises(InvalidInputError, match="confirmed for only"):
+            meter.update()
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_parameters_that_are_unfrozen_midway_are_measured_too(accumulate: int) -> None:
+    model, fresh = Net(), Net()
+    model.first.requires_grad_(requires_grad=False)
+    with rb.NoiseMeter(model, period=1) as meter:
+        loop(model, meter, accumulate=accumulate, updates=2)
+        model.first.requires_grad_()
+        model.load_state_dict(fresh.state_dict())
+        loop(model, meter, accumulate=accumulate, updates=4)
+    assert meter.skipped == {"parameters that were frozen or unfrozen since the last update": 1}
+    assert [s.covered for s in meter.samples] == [1.0] * 5
+    expected = measured(fresh, accumulate=accumulate)
+    torch.testing.assert_close(norms(meter.samples[2:]), norms(expected[1:]))
+
+
+def test_a_sample_of_too_few_parameters_is_skipped() -> None:
+    model = Sometimes()
+    with rb.NoiseMeter(model, period=1) as meter:
+        loop(model, meter, updates=2)
+        model.shuffles = True
+        loop(model, meter, updates=2)
+    assert len(meter.samples) == 2
+    assert meter.skipped == {"per-example gradients of too few parameters": 2}
+
+
+class Sometimes(nn.Sequential):
+    """Its first layer may be given rows that are no examples."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(8, 8), nn.Linear(8, 3))
+        self.shuffles = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self[0](x[: len(x) - 3]).sum() if self.shuffles else self[0](x)
+        return self[1](x + rows)
+
+
 def test_the_state_goes_on_where_it_was_saved() -> None:
     model = Net()
     with rb.NoiseMeter(model, period=2) as meter:
