@@ -20,7 +20,7 @@ from rightbatch.train.checkpoint import Manifest
 from rightbatch.train.record import RunRecord
 from rightbatch.train.sampler import Window, Windows, train_loader, valid_loader
 from rightbatch.train.signals import StopRequests
-from rightbatch.train.state import Tensors, pack
+from rightbatch.train.state import Tensors, pack_optimizer
 from rightbatch.train.trouble import Runaway, bad_metrics, find_suspects, not_finite
 from rightbatch.train.update import Updater
 
@@ -163,7 +163,7 @@ class Training:
             middle = record.examples + window.num_examples / 2
             rate = updater.step(gradient.norm, middle, window.batch_size, factor)
             if record.updates == 0:  # what cannot be saved is refused now, not at the first checkpoint
-                pack(updater.optimizer.state_dict(), "optimizer")
+                pack_optimizer(updater.optimizer)
             record.add_update(
                 gradient,
                 num_examples=window.num_examples,
