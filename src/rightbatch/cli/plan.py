@@ -32,7 +32,7 @@ from rightbatch.core.errors import EXIT_DONE, InvalidInputError, MissingPackageE
 from rightbatch.core.facts import TaskFacts
 from rightbatch.core.plan import BatchScheduleKind, Objective, Plan
 from rightbatch.core.recipe import Target
-from rightbatch.core.run import Outcome, Run
+from rightbatch.core.run import Run
 from rightbatch.core.samples import Measurements
 from rightbatch.core.store import read_record, write_record
 from rightbatch.core.units import parse_bytes, parse_seconds
@@ -243,7 +243,7 @@ def _train(task: Task, plan: Plan, folder: Path, measuring: Measuring) -> Run:
     *earlier, free = run_folders(folder / "runs" / "plan")
     for path in earlier:
         run = read_record(path / OUTCOME, Run)
-        same = run.seed == measuring.seed and run.outcome is not Outcome.INTERRUPTED
+        same = run.seed == measuring.seed and not run.outcome.can_resume
         if same and read_record(path / "plan.json", Plan) == plan:
             say(f"{path} holds this very run already: plan and seed are the same")
             return run
