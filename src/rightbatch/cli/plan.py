@@ -29,7 +29,7 @@ from rightbatch.cli.tuning import check_rate, tune_rate
 from rightbatch.core.devices import Accelerator
 from rightbatch.core.errors import EXIT_DONE, MissingPackageError
 from rightbatch.core.plan import BatchScheduleKind, Objective, Plan
-from rightbatch.core.run import Outcome, Run
+from rightbatch.core.run import Run
 from rightbatch.core.samples import Measurements
 from rightbatch.core.store import read_record, write_record
 from rightbatch.core.units import parse_bytes, parse_seconds
@@ -231,7 +231,7 @@ def _train(task: Task, plan: Plan, folder: Path, measuring: Measuring) -> Run:
     *earlier, free = run_folders(folder / "runs" / "plan")
     for path in earlier:
         run = read_record(path / OUTCOME, Run)
-        same = run.seed == measuring.seed and run.outcome is not Outcome.INTERRUPTED
+        same = run.seed == measuring.seed and not run.outcome.can_resume
         as_planned = read_record(path / "plan.json", Plan).replace(options=plan.options)
         if same and as_planned == plan:
             say(f"{path} holds this very run already: plan and seed are the same")

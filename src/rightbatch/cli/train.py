@@ -15,7 +15,7 @@ from rightbatch.core.errors import EXIT_DONE, EXIT_FINDING, EXIT_INTERRUPTED
 from rightbatch.core.plan import Plan
 from rightbatch.core.run import Outcome, Run
 from rightbatch.core.store import read_json, read_record
-from rightbatch.core.units import format_seconds, parse_seconds
+from rightbatch.core.units import format_seconds, parse_interval
 
 if TYPE_CHECKING:
     from rightbatch.tasks.task import Task
@@ -67,7 +67,7 @@ def train(  # noqa: PLR0913 - each its own
         early_stopping: End after so many evaluations in a row that are no better than the best.
         target: End at this instead of the task's or plan's: accuracy=0.98, or loss<=0.1 in quotes.
         resume: Go on with the run in that folder, or the newest one, where it was stopped or killed.
-        checkpoint_every: Longest time to lose, such as 90s or 10m.
+        checkpoint_every: Longest time to lose, such as 90s or 10m; 0s saves after every update.
         keep: Checkpoints that are kept, the newest ones.
         noise: Meter the gradient noise on the way; where the plan's batch follows it, this is on.
         shard: Keep a part of weights, gradients and optimizer state in each process (FSDP2), not all.
@@ -90,7 +90,7 @@ def train(  # noqa: PLR0913 - each its own
     from rightbatch.train.distributed import restart_count
     from rightbatch.train.loop import Saving
 
-    saving = Saving(seconds=option("--checkpoint-every", parse_seconds, checkpoint_every), keep=keep)
+    saving = Saving(seconds=option("--checkpoint-every", parse_interval, checkpoint_every), keep=keep)
     usual = plan.parent / "runs" / plan.stem if plan else Path(f"rightbatch-{loaded.name}/runs/recipe")
     is_restart = restart_count() > 0
     folder = run or _newest_or_free(usual, resume=resume or is_restart)

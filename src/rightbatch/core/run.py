@@ -23,11 +23,12 @@ class Outcome(StrEnum):
     INTERRUPTED = "interrupted"  # by Ctrl-C
     TERMINATED = "terminated"  # by SIGTERM, as schedulers send it
     DIVERGED = "diverged"  # a loss, gradient or metric was not finite, or the loss ran away
+    FAILED = "failed"  # by an exception, of the task's own code as a rule
 
     @property
     def can_resume(self) -> bool:
-        """Whether the run was stopped from outside and goes on where it stopped."""
-        return self in {Outcome.STOPPED, Outcome.INTERRUPTED, Outcome.TERMINATED}
+        """Whether the run was cut short by something else than training, and goes on from there."""
+        return self in {Outcome.STOPPED, Outcome.INTERRUPTED, Outcome.TERMINATED, Outcome.FAILED}
 
 
 class Evaluation(Record):

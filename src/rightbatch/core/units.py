@@ -33,6 +33,18 @@ def parse_bytes(text: str) -> int:
     return round(_parse(text, _BYTES, "an amount of memory such as 20GiB, 512MiB or 4096"))
 
 
+def parse_interval(text: str) -> float:
+    """Read a duration as ``parse_seconds`` does, or 0: after every one.
+
+    >>> parse_interval("0s"), parse_interval("2m")
+    (0.0, 120.0)
+
+    Raises:
+        InvalidInputError: the text is no duration.
+    """
+    return _parse(text, _SECONDS, "0s or a duration such as 45s, 2m or 1h30m", least=0.0)
+
+
 def parse_seconds(text: str) -> float:
     """Read ``2m``, ``1h30m``, ``45s`` or ``45`` as seconds.
 
@@ -45,14 +57,19 @@ def parse_seconds(text: str) -> float:
     return _parse(text, _SECONDS, "a duration such as 45s, 2m or 1h30m")
 
 
-def _parse(text: str, units: dict[str, float] | dict[str, int], need: str) -> float:
+def _parse(
+    text: str,
+    units: dict[str, float] | dict[str, int],
+    need: str,
+    least: float = math.ulp(0.0),
+) -> float:
     total, end = 0.0, 0
     for match in _NUMBER.finditer(text):
         if match.start() != end or match[2].lower() not in units:
             break
         total += float(match[1]) * units[match[2].lower()]
         end = match.end()
-    if end == 0 or text[end:].strip() or not 0 < total < math.inf:
+    if end == 0 or text[end:].strip() or not least <= total < math.inf:
         raise InvalidInputError(
             f"{text!r}", need=need, hint="write a number and its unit, without spaces"
         )

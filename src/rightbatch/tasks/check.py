@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -101,6 +102,9 @@ def evaluate(
         with torch.no_grad(), precision_context(precision or task.recipe.precision, device):
             moved = (to_device(batch, device) for batch in batches)
             metrics = task.evaluate(model, moved) if task.evaluate else _mean_loss(task, model, moved)
+        if not isinstance(metrics, Mapping):
+            found, hint = f"evaluate returned {metrics!r}", 'return {"accuracy": value}'
+            raise InvalidTaskError(found, need="a dict of metric to number", hint=hint)
         return {str(name): float(value) for name, value in metrics.items()}
     except RightBatchError:
         raise
@@ -195,7 +199,7 @@ def _check_target(task: Task, target: Target, model: nn.Module, device: str) -> 
             need="a metric of the positives",
             hint="return average_precision from evaluate: sparse.average_precision",
         )
-    metrics = evaluate(task, model, [_read(task, task.valid_data, "valid_data")], device)
+    metrics = first_metrics(task, model, device)
     if target.metric not in metrics:
         found = f"evaluate returned {', '.join(metrics) or 'nothing'}, without {target.metric!r}"
         raise InvalidTaskError(
@@ -203,6 +207,23 @@ def _check_target(task: Task, target: Target, model: nn.Module, device: str) -> 
             need=f"the target's metric in it ({target})",
             hint=did_you_mean(target.metric, metrics),
         )
+
+
+def first_metrics(task: Task, model: nn.Module, device: str) -> dict[str, float]:
+    """Evaluate two examples of the validation data, or all where a metric fails on so few.
+
+    Raises:
+        InvalidTaskError: ``evaluate`` fails or returns no dictionary of numbers.
+    """
+    data: Any = task.valid_data
+    few = _read(task, data, "valid_data")
+    try:
+        return evaluate(task, model, [few], device)
+    except RightBatchError:  # such as an area under a curve, of one class alone
+        total, size = task.num_valid_examples, task.recipe.batch_size
+        rows = (range(start, min(start + size, total)) for start in range(0, total, size))
+        batches = (join(task, [data[i] for i in some]) for some in rows)
+        return evaluate(task, model, batches, device)
 
 
 def _fingerprint(task: Task, model: nn.Module) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 from rightbatch.core.errors import InvalidInputError, InvalidTaskError
 from rightbatch.core.plan import Plan
+from rightbatch.core.recipe import Target
 from rightbatch.tasks.build import collate, compute_loss, to_device
-from rightbatch.tasks.check import check_task
+from rightbatch.tasks.check import check_task, first_metrics
 from rightbatch.tasks.task import Task
 from rightbatch.train.normalization import planned_model
 from rightbatch.train.sampler import Windows, split_evenly
@@ -63,7 +66,14 @@ def check_plan(task: Task, plan: Plan) -> Plan:
     return plan.replace(optimizer=task.recipe.optimizer)
 
 
-def check_run(task: Task, plan: Plan, windows: Windows, device: str) -> bool:
+def judge_of(target: Target | None, metrics: Iterable[str]) -> Target | None:
+    """What evaluations are judged by: the target, or else a metric named ``loss``."""
+    return target or (Target("loss", 0.0, higher_is_better=False) if "loss" in metrics else None)
+
+
+def check_run(
+    task: Task, plan: Plan, windows: Windows, device: str, *, stops_early: bool = False
+) -> bool:
     """Check the task itself, that its weights can be saved, and that its smallest micro-batch runs.
 
     Returns:
@@ -71,7 +81,8 @@ def check_run(task: Task, plan: Plan, windows: Windows, device: str) -> bool:
 
     Raises:
         InvalidTaskError: data, model, loss or metric is not usable, or the weights cannot be saved.
-        InvalidInputError: BatchNorm cannot normalise the one example of some micro-batch.
+        InvalidInputError: BatchNorm cannot normalise the one example of some micro-batch, or no metric
+            judges the evaluations that early stopping or the rate is to follow.
     """
     model = planned_model(task, plan, device)
     for name, value in model.state_dict().items():
@@ -80,6 +91,12 @@ def check_run(task: Task, plan: Plan, windows: Windows, device: str) -> bool:
             hint = "return a tensor from get_extra_state(), or drop it"
             raise InvalidTaskError(found, need="tensors only, to be saved without pickle", hint=hint)
     check_task(task, device)
+    if task.target is None and task.valid_data is not None:  # the target has just been evaluated
+        metrics = first_metrics(task, model, device)
+        if judge_of(None, metrics) is None and (stops_early or plan.schedule == "plateau"):
+            what = "early stopping" if stops_early else "schedule plateau"
+            found, hint = f"{what} and metrics {', '.join(metrics)}", "give the task a target"
+            raise InvalidInputError(found, need="a target, or a metric named loss", hint=hint)
     if any(isinstance(module, _BatchNorm) for module in model.modules()):
         _check_lone_example(task, model, windows, device)
     return windows.ranks.count == 1 or _reaches_all(task, model, device)

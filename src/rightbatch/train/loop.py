@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from rightbatch.core.errors import InvalidInputError
+from rightbatch.core.errors import InvalidInputError, RightBatchError
 from rightbatch.core.plan import Plan
-from rightbatch.core.run import Run
+from rightbatch.core.run import Outcome, Run
 from rightbatch.core.schedule import rate_at
 from rightbatch.tasks.task import Task
 from rightbatch.train.adapt import BatchGrowth, MakeMeter
@@ -22,7 +22,8 @@ from rightbatch.train.record import Progress, RunRecord
 from rightbatch.train.sampler import Windows
 from rightbatch.train.signals import StopRequests
 from rightbatch.train.tensorboard import open_tensorboard
-from rightbatch.train.training import DEFAULT_SAVING, Saving, Training
+from rightbatch.train.training import DEFAULT_SAVING, End, Saving, Training
+from rightbatch.train.trouble import in_words
 from rightbatch.train.update import Updater
 
 
@@ -67,13 +68,14 @@ def train(  # noqa: PLR0913 - what a run is, and then how it is watched and kept
         mlflow: write them as a run in MLflow, at MLFLOW_TRACKING_URI or in the run's folder.
 
     Returns:
-        What happened. A target reached, an interruption and a divergence are outcomes, not errors.
+        What happened. A target reached, an interruption and a divergence are outcomes, not errors;
+        an error within the run is on disk as the outcome ``failed``, and is raised.
 
     Raises:
         InvalidInputError: the plan does not fit the task, the folder holds another run or, to be
             resumed, none, a checkpoint is damaged or cannot be written, an update has no target, or
             the run cannot be sharded.
-        InvalidTaskError: the task cannot be trained as it stands.
+        InvalidTaskError: the task cannot be trained as it stands, or its code raised on the way.
         MissingPackageError: tensorboard or mlflow is asked for and not installed.
         KeyboardInterrupt: a second Ctrl-C; what was saved until then is kept.
     """
@@ -110,7 +112,9 @@ def train(  # noqa: PLR0913 - what a run is, and then how it is watched and kept
         seed=seed,
         device=device,
         ranks=ranks,
-        every_parameter_used=check_run(task, plan, windows, device),
+        every_parameter_used=check_run(
+            task, plan, windows, device, stops_early=early_stopping is not None
+        ),
         shard=shard,
     )
     record = RunRecord(
@@ -129,15 +133,9 @@ def train(  # noqa: PLR0913 - what a run is, and then how it is watched and kept
             record.begin(plan, start)
         else:
             training.go_on(*saved)
-        stop = StopRequests()
-        with stop.listening(), training.meter or nullcontext():
-            end = training.go(stop)
+
+        end, error = _go(training)
         updater.discard()
-        if end.outcome.can_resume:
-            training.save()
-        record.save_weights("final", updater.whole_model())
-        if updater.averaged is not None:
-            record.save_weights("ema", updater.averaged.module)
         run = Run(
             task=task.name,
             outcome=end.outcome,
@@ -153,5 +151,28 @@ def train(  # noqa: PLR0913 - what a run is, and then how it is watched and kept
             skipped_updates=record.skipped,
             suspects=end.suspects,
         )
+        if error is not None:
+            with suppress(RightBatchError):  # of a full disk, say: the first error is to be told
+                record.finish(run)
+            raise error
+        if end.outcome.can_resume:
+            training.save()
+        record.save_weights("final", updater.whole_model())
+        if updater.averaged is not None:
+            record.save_weights("ema", updater.averaged.module)
         record.finish(run)
     return run
+
+
+def _go(training: Training) -> tuple[End, RightBatchError | None]:
+    """How the run ended; after an error it has been saved, where that can be done."""
+    stop = StopRequests()
+    try:
+        with stop.listening(), training.meter or nullcontext():
+            return training.go(stop), None
+    except Exception as raised:  # whatever the task's code does: the run has an outcome
+        error = in_words(raised, training.record.updates)
+        error.__cause__ = raised if error is not raised else raised.__cause__
+        with suppress(Exception):  # a device or a disk may be what failed
+            training.rescue()
+        return End(Outcome.FAILED, f"{error.found}; need {error.need}: {error.hint}"), error

@@ -115,7 +115,7 @@ class MLflowLog:
             self._told(lambda: self._client.set_tag(self._id, "message", run.message))
             if run.outcome in {Outcome.INTERRUPTED, Outcome.TERMINATED}:
                 status = "KILLED"
-            elif run.outcome is not Outcome.DIVERGED:
+            elif run.outcome not in {Outcome.DIVERGED, Outcome.FAILED}:
                 status = "FINISHED"
         self._told(lambda: self._client.set_terminated(self._id, status))
 

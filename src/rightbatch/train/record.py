@@ -98,6 +98,7 @@ class RunRecord:
             write_record(self.path / PLAN, plan)
             write_record(self.path / START, start)
             write_text(self.path / METRICS, "")
+            (self.path / OUTCOME).unlink(missing_ok=True)
             self._open()
 
     def go_on(self, manifest: Manifest) -> None:

@@ -21,7 +21,6 @@ from torch.optim import Optimizer
 from rightbatch.core.errors import InvalidInputError, InvalidTaskError
 
 Tensors = dict[str, Tensor]
-_OTHER_SHAPES = {"Adafactor", "LBFGS"}  # optimizers whose state is not shaped as the parameters
 
 
 def pack(tree: object, prefix: str) -> tuple[str, Tensors]:
@@ -104,10 +103,30 @@ def check_shapes(found: Tensors, wanted: Tensors, what: str) -> None:
             raise InvalidInputError(f"{what} {name!r} is {saved}", need=f"{here}", hint=hint)
 
 
+def pack_optimizer(optimizer: Optimizer) -> tuple[str, Tensors]:
+    """Take an optimizer's state apart, with the shapes that its parameters and their state have.
+
+    Raises:
+        InvalidTaskError: something in it is neither a tensor nor plain data.
+    """
+    return pack({**optimizer.state_dict(), "shapes": _shapes(optimizer)}, "optimizer")
+
+
+def _shapes(optimizer: Optimizer) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    parameters = (p for group in optimizer.param_groups for p in group["params"])
+    for index, parameter in enumerate(parameters):
+        found[f"parameter {index}"] = list(parameter.shape)
+        for name, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                found[f"state {name!r} of parameter {index}"] = list(value.shape)
+    return found
+
+
 def load_optimizer(
     optimizer: Optimizer, text: str, tensors: Tensors, split: Callable[[Tensor, Tensor], Tensor] | None
 ) -> None:
-    """Give an optimizer back what ``pack`` took from its ``state_dict``.
+    """Give an optimizer back what ``pack_optimizer`` took from it.
 
     Args:
         optimizer: over the same parameters.
@@ -119,7 +138,9 @@ def load_optimizer(
         InvalidInputError: it is the state of another optimizer, or of other parameters.
     """
     state = unpack(text, tensors)
+    hint = "use the plan and model that the run was started with"
     try:
+        saved = dict(state.pop("shapes"))
         if split is not None:
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             for index, values in state["state"].items():
@@ -129,17 +150,12 @@ def load_optimizer(
         optimizer.load_state_dict(state)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         found = f"optimizer state that does not fit: {error}"
-        hint = "use the plan and model that the run was started with"
         raise InvalidInputError(found, need="that of this optimizer", hint=hint) from error
-    if type(optimizer).__name__ in _OTHER_SHAPES:
-        return
-    for parameter, values in optimizer.state.items():
-        for name, value in cast("dict[str, Any]", values).items():
-            if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
-                found = f"optimizer state {name!r} of shape {list(value.shape)}"
-                hint = "use the model that the run was started with"
-                need = f"that of its parameter, {list(parameter.shape)}"
-                raise InvalidInputError(found, need=need, hint=hint)
+    here = _shapes(optimizer)
+    for what in [*saved, *here]:
+        if saved.get(what) != here.get(what):
+            found = f"the optimizer's {what} has shape {here.get(what)}"
+            raise InvalidInputError(found, need=f"{saved.get(what)}, as it was saved", hint=hint)
 
 
 def random_state(device: torch.device) -> Tensors:

@@ -9,18 +9,17 @@ from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any, NamedTuple
 
-from rightbatch.core.errors import InvalidInputError
-from rightbatch.core.recipe import Target
 from rightbatch.core.run import Outcome
 from rightbatch.tasks.check import evaluate
 from rightbatch.tasks.task import Task
 from rightbatch.train.accumulate import WindowGradient
 from rightbatch.train.adapt import CHECK_UPDATES, BatchGrowth, Meter, Plateau, from_text, read, to_text
+from rightbatch.train.check import judge_of
 from rightbatch.train.checkpoint import Manifest
 from rightbatch.train.record import RunRecord
 from rightbatch.train.sampler import Window, Windows, train_loader, valid_loader
 from rightbatch.train.signals import StopRequests
-from rightbatch.train.state import Tensors, pack
+from rightbatch.train.state import Tensors, pack_optimizer
 from rightbatch.train.trouble import Runaway, bad_metrics, find_suspects, not_finite
 from rightbatch.train.update import Updater
 
@@ -65,6 +64,10 @@ class Training:
         self._growth, self._plateau = BatchGrowth.of(updater.plan), Plateau.of(updater.plan)
         self.meter: Meter | None = None
         self._saved_at = self._started = self._paused = 0.0
+        self._is_whole = True
+        """Whether weights and record are of the same update."""
+        self._owes_evaluation = False
+        """Whether the epoch has ended and its evaluation is still to come."""
 
     def go_on(self, manifest: Manifest, tensors: Tensors, texts: dict[str, str]) -> None:
         """Stand where a checkpoint was made."""
@@ -72,6 +75,7 @@ class Training:
         self.updater.load(tensors, texts, (self.windows.seed, 3, manifest.updates))
         self._runaway = Runaway.of(texts["runaway"])
         from_text(texts["adapted"], self._growth, self._plateau)
+        self._owes_evaluation = "owes_evaluation" in texts
         if self.meter is not None and "meter" in texts:
             self.meter.load_state_dict(json.loads(texts["meter"]))
         self._look_ahead(manifest.updates)
@@ -108,10 +112,22 @@ class Training:
             tensors, texts = self.updater.state()
             texts["runaway"] = self._runaway.text()
             texts["adapted"] = to_text(self._growth, self._plateau)
+            if self._owes_evaluation:
+                texts["owes_evaluation"] = "yes"
             if self.meter is not None:
                 texts["meter"] = json.dumps(self.meter.state_dict())
             self.record.save_checkpoint(tensors, texts, self.ranks.count)
             self._saved_at = perf_counter()
+
+    def rescue(self) -> None:
+        """Save the last whole update after an error, if it can still be had.
+
+        An error amid a step leaves none, and with several processes the others may be gone: the run
+        then goes on from the newest checkpoint.
+        """
+        if self._is_whole and self.record.updates and self.ranks.count == 1:
+            self.updater.discard()
+            self.save()
 
     def go(self, stop: StopRequests) -> End:
         """Train to the target, the end, a request to stop or a divergence."""
@@ -119,11 +135,17 @@ class Training:
         validation = valid_loader(self.task, self.windows, updater.device)
         self._saved_at = perf_counter()
         self._started = self._saved_at - record.seconds
+        if validation is not None and self._owes_evaluation:
+            with self._off_the_clock():
+                end = self._evaluate(validation)
+            if end is not None:
+                return end
         for window, batches in self._updates():
             gradient = updater.accumulate(window, batches, lambda: self._signals(stop))
             if (end := self._update(window, gradient)) is not None:
                 return end
             if validation is not None and window.ends_epoch:
+                self._owes_evaluation = True
                 with self._off_the_clock():
                     end = self._evaluate(validation)
                 if end is not None:
@@ -161,15 +183,17 @@ class Training:
         if gradient.is_finite:
             factor = 1.0 if self._plateau is None else self._plateau.factor
             middle = record.examples + window.num_examples / 2
+            self._is_whole = False
             rate = updater.step(gradient.norm, middle, window.batch_size, factor)
             if record.updates == 0:  # what cannot be saved is refused now, not at the first checkpoint
-                pack(updater.optimizer.state_dict(), "optimizer")
+                pack_optimizer(updater.optimizer)
             record.add_update(
                 gradient,
                 num_examples=window.num_examples,
                 batch_size=window.batch_size,
                 learning_rate=rate,
             )
+            self._is_whole = True
             record.tell(perf_counter() - self._started - self._paused, lambda: self._more(gradient))
             runs_away = self._runaway.add(gradient.mean)
             return End(Outcome.DIVERGED, self._runaway.message) if runs_away else None
@@ -184,11 +208,7 @@ class Training:
         return End(Outcome.DIVERGED, not_finite(gradient, record.updates, suspects), suspects)
 
     def _evaluate(self, validation: Any) -> End | None:
-        """Evaluate on the first process, each example once; keep the best weights.
-
-        Raises:
-            InvalidInputError: the rate is to follow a metric, and none is named to judge by.
-        """
+        """Evaluate on the first process, each example once; keep the best weights."""
         record, updater, target = self.record, self.updater, self.task.target
         evaluated = updater.whole_model() if updater.averaged is None else updater.averaged.module
         metrics = self.ranks.first(
@@ -200,9 +220,10 @@ class Training:
                 precision=updater.plan.precision,
             )
         )
+        self._owes_evaluation = False
         if (trouble := bad_metrics(metrics, record.updates)) is not None:
             return End(Outcome.DIVERGED, trouble)
-        judge = target or (Target("loss", 0.0, higher_is_better=False) if "loss" in metrics else None)
+        judge = judge_of(target, metrics)
         since_best = 0
         if judge is not None:
             sign = 1 if judge.higher_is_better else -1
@@ -213,10 +234,6 @@ class Training:
                 record.save_weights("best", evaluated)
             if self._plateau is not None:
                 self._plateau.see(score)
-        elif self._plateau is not None or self._early_stopping is not None:
-            what = "schedule plateau" if self._early_stopping is None else "early stopping"
-            found, hint = f"{what} and metrics {', '.join(metrics)}", "give the task a target"
-            raise InvalidInputError(found, need="a target, or a metric named loss", hint=hint)
         record.add_evaluation(metrics)
         if target is not None and target.is_reached(metrics[target.metric]):
             return End(Outcome.TARGET_REACHED, f"{target} reached after {record.examples} examples")

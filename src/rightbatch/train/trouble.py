@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from rightbatch.core.errors import InvalidTaskError, RightBatchError
 from rightbatch.tasks.build import collate, compute_loss, to_device
 from rightbatch.tasks.task import Task
+from rightbatch.tasks.where import at, raised_at
 from rightbatch.train.accumulate import WindowGradient
 from rightbatch.train.sampler import Window, Windows
 
@@ -79,6 +81,24 @@ def bad_metrics(metrics: dict[str, float], updates: int) -> str | None:
         return None
     where = f"evaluation after update {updates} gave {', '.join(bad)}"
     return f"{where}; check `evaluate`, or lower learning_rate"
+
+
+def in_words(error: Exception, updates: int) -> RightBatchError:
+    """An exception within a run as an error in three parts; one that has them stays.
+
+    Args:
+        error: as it was raised.
+        updates: that had been made.
+    """
+    if isinstance(error, RightBatchError):
+        return error
+    said = str(error).strip().splitlines() or [""]
+    # A loader's worker sends its whole trace as a message, which ends with what was raised.
+    own = f"{type(error).__name__}: {said[0]}".removesuffix(": ")
+    words = said[-1] if any("Traceback" in line for line in said) else own
+    found = f"training raised {words}{at(raised_at(error))} after update {updates}"
+    hint = "repair what raised it, then go on with --resume (resume=True)"
+    return InvalidTaskError(found, need="code and data that last the whole run", hint=hint)
 
 
 def find_suspects(

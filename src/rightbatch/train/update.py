@@ -26,7 +26,7 @@ from rightbatch.train.state import (
     Tensors,
     check_shapes,
     load_optimizer,
-    pack,
+    pack_optimizer,
     part,
     random_state,
     set_random_state,
@@ -230,7 +230,7 @@ class Updater:
         Raises:
             InvalidTaskError: the optimizer holds something that is no plain data.
         """
-        optimizer, tensors = pack(self.optimizer.state_dict(), "optimizer")
+        optimizer, tensors = pack_optimizer(self.optimizer)
         tensors |= {f"model.{name}": value for name, value in self.model.state_dict().items()}
         if self.averaged is not None:
             average = self.averaged.state_dict().items()

@@ -12,6 +12,7 @@ from rightbatch.core.units import (
     format_number,
     format_seconds,
     parse_bytes,
+    parse_interval,
     parse_seconds,
 )
 
@@ -120,3 +121,11 @@ def test_bytes_read_back_within_the_digits_printed(amount: int) -> None:
 def test_seconds_read_back_within_the_digits_printed(amount: float) -> None:
     text = re.sub(" (?=[0-9a-z])", "", format_seconds(amount))
     assert parse_seconds(text) == pytest.approx(amount, rel=1e-2)
+
+
+def test_an_interval_may_be_zero_and_a_duration_may_not() -> None:
+    assert (parse_interval("0s"), parse_interval("90s")) == (0.0, 90.0)
+    with pytest.raises(InvalidInputError, match="need 0s or a duration such as"):
+        parse_interval("-1s")
+    with pytest.raises(InvalidInputError, match="need a duration such as"):
+        parse_seconds("0s")

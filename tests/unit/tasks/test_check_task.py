@@ -68,7 +68,7 @@ def test_facts_describe_the_task() -> None:
         ({"loss": lambda m, b: m(b[0]).sum() * float("nan")}, "first two examples is nan"),
         ({"loss": lambda m, b: Loss(m(b[0]).sum() / 0, 2)}, "first two examples is -?inf"),
         ({"evaluate": raising}, "evaluate raised ZeroDivisionError"),
-        ({"evaluate": lambda *_: 3}, "evaluate raised AttributeError"),
+        ({"evaluate": lambda *_: 3}, "evaluate returned 3; need a dict"),
         ({"evaluate": lambda *_: {"mse": "low"}}, "evaluate raised ValueError"),
         ({"valid_data": None}, "target mse <= 1e-06 without valid_data"),
         ({"target": Target("ms", 1)}, r"evaluate returned mse, without 'ms'.*\n.*did you mean `mse`"),

@@ -49,6 +49,19 @@ def test_a_batch_schedule_sets_batch_and_rate_in_the_same_update(tmp_path: Path)
     assert rates == pytest.approx({4: 0.005, 8: 0.01 / 2**0.5, 16: 0.01})
 
 
+def test_the_noise_is_metered_while_the_batch_grows_beyond_a_micro_batch(tmp_path: Path) -> None:
+    schedule = BatchSchedule(kind="milestones", milestones=((0, 4), (40, 16)), rate_power=0)
+    chosen = plan(micro_batch_size=4, accumulation_steps=4, batch_schedule=schedule)
+    meters: list[NoiseMeter] = []
+
+    def meter(model: nn.Module, optimizer: torch.optim.Optimizer) -> NoiseMeter:
+        return meters.append(NoiseMeter(model, optimizer, period=1)) or meters[0]
+
+    run = train(tiny.task(), chosen, tmp_path, meter=meter)
+    assert [s.big_batch_size for s in meters[0].samples[-4:]] == [8, 16, 16, 16]
+    assert len(meters[0].samples) == run.updates
+
+
 def test_steps_of_a_growing_batch_are_updates(tmp_path: Path) -> None:
     schedule = BatchSchedule(kind="linear", milestones=((0, 8), (16, 16)), rate_power=0)
     chosen = plan(batch_schedule=schedule, epochs=None, steps=5, schedule="linear")

@@ -10,7 +10,7 @@ import pytest
 from torch import nn
 
 import tiny
-from rightbatch.core.errors import InvalidInputError, MissingPackageError
+from rightbatch.core.errors import InvalidInputError, InvalidTaskError, MissingPackageError
 from rightbatch.core.plan import Plan
 from rightbatch.core.run import Outcome
 from rightbatch.tasks.task import Loss
@@ -100,7 +100,7 @@ def test_a_run_that_an_error_ended_has_failed(tmp_path: Path) -> None:
     def broken(progress: Progress) -> None:
         raise ZeroDivisionError
 
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(InvalidTaskError, match="training raised ZeroDivisionError at"):
         train(tiny.task(), PLAN, tmp_path, on_progress=broken, mlflow=True)
     assert logged(tmp_path / "mlflow")[1].info.status == "FAILED"
 

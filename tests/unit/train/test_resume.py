@@ -255,3 +255,46 @@ def test_every_optimizer_of_torch_goes_on_to_the_same_bits(tmp_path: Path, optim
     train(tiny.task(), chosen, tmp_path / "parts", 0, 2)
     parts = train(tiny.task(), chosen, tmp_path / "parts", resume=True)
     torch.testing.assert_close(parts.final_state_dict(), whole.final_state_dict(), rtol=0, atol=0)
+
+
+class Factored(torch.optim.Optimizer):
+    """Keeps a number for each row and column of a matrix, not for each element."""
+
+    def __init__(self, parameters: list[nn.Parameter], lr: float) -> None:
+        super().__init__(parameters, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        for group in self.param_groups:
+            for p in group["params"]:
+                square = p.grad.square().reshape(len(p), -1) + 1e-8
+                state = self.state[p]
+                if not state:
+                    state |= {"row": torch.zeros(len(square)), "col": torch.zeros(square.shape[1])}
+                state["row"] += square.mean(1)
+                state["col"] += square.mean(0)
+                scale = (torch.outer(state["row"], state["col"]) / state["row"].mean()).rsqrt()
+                p.sub_(group["lr"] * p.grad * scale.reshape(p.shape))
+
+
+def factored(parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+    return Factored(parameters, lr)
+
+
+def test_an_optimizer_with_state_of_any_shape_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = RECIPE.replace(optimizer=factored, ema_decay=None)
+    mine, chosen = task(recipe=recipe), Plan.from_recipe(recipe)
+    whole = train(mine, chosen, tmp_path / "whole")
+    train(mine, chosen, tmp_path / "parts", max_updates=5)
+    parts = train(mine, chosen, tmp_path / "parts", resume=True)
+    torch.testing.assert_close(parts.final_state_dict(), whole.final_state_dict(), rtol=0, atol=0)
+    train(mine, chosen, tmp_path / "other", max_updates=5)
+    monkeypatch.setattr(Factored, "__init__", _reversed)
+    with pytest.raises(InvalidInputError, match=r"parameter 0 has shape \[1\]; need \[4, 3\], as it"):
+        train(mine, chosen, tmp_path / "other", resume=True)
+
+
+def _reversed(self: Factored, parameters: list[nn.Parameter], lr: float) -> None:
+    torch.optim.Optimizer.__init__(self, [*parameters][::-1], {"lr": lr})

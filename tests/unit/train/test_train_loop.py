@@ -14,16 +14,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import Dataset
 
 import tiny
-from rightbatch.core.errors import InvalidInputError
+from rightbatch.core.errors import InvalidInputError, InvalidTaskError
 from rightbatch.core.plan import Plan
-from rightbatch.core.recipe import Target
+from rightbatch.core.recipe import LoaderOptions, Target
 from rightbatch.core.run import Outcome, Run
 from rightbatch.core.store import read_record
 from rightbatch.tasks.load import load_task
 from rightbatch.tasks.task import Loss, Task
-from rightbatch.train.loop import train
+from rightbatch.train.loop import Saving, train
 from rightbatch.train.record import Progress
 
 UPDATES_PER_EPOCH = tiny.NUM_EXAMPLES // 8
@@ -329,6 +330,121 @@ def test_an_update_without_targets_is_an_error(tmp_path: Path) -> None:
     failing = Failing(good=1, spoil=lambda loss: Loss(loss.total * 0, 0))
     with pytest.raises(InvalidInputError, match="0 counted targets in an update of 8 examples"):
         train(tiny.task(loss=failing), plan(), tmp_path)
+
+
+class Faulty(Dataset[tuple[Tensor, Tensor]]):
+    """Its example 33 cannot be read until it is repaired."""
+
+    broken = True
+
+    def __len__(self) -> int:
+        return tiny.NUM_EXAMPLES
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        if index == 33 and self.broken:
+            raise ValueError("corrupt image 33.png")
+        return tiny.data()[index]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_in_the_data_leaves_an_outcome_and_the_last_whole_update(
+    tmp_path: Path, workers: int
+) -> None:
+    data = Faulty()
+    task = tiny.task(train_data=data, loader=LoaderOptions(num_workers=workers))
+    with pytest.raises(
+        InvalidTaskError, match=r"ValueError: corrupt image 33\.png.* after update"
+    ) as e:
+        train(task, plan(), tmp_path)
+    assert "\n" not in e.value.found
+    run = read_record(tmp_path / "outcome.json", Run)
+    assert run.outcome is Outcome.FAILED
+    assert "corrupt image 33.png" in run.message
+    if workers == 0:  # a worker reads ahead, but its error comes with its batch
+        assert (tmp_path / "checkpoints" / f"update-{run.updates:09}.json").exists()
+    data.broken = False
+    again = train(task, plan(), tmp_path, resume=True)
+    whole = train(task, plan(), tmp_path / "whole")
+    assert again.outcome is Outcome.FINISHED
+    torch.testing.assert_close(again.final_state_dict(), whole.final_state_dict(), rtol=0, atol=0)
+
+
+def test_an_evaluation_that_fails_is_made_up_for(tmp_path: Path) -> None:
+    failing = True
+
+    def metrics(model: nn.Module, batches: Any) -> dict[str, float]:
+        found = tiny.mean_squared_error(model, batches)
+        return found if found["mse"] > 3 or not failing else {}["f1"]
+
+    task = tiny.task(evaluate=metrics)
+    with pytest.raises(InvalidTaskError, match="evaluate raised KeyError: 'f1'"):
+        train(task, plan(), tmp_path)
+    failed = read_record(tmp_path / "outcome.json", Run)
+    assert (failed.outcome, failed.updates % UPDATES_PER_EPOCH) == (Outcome.FAILED, 0)
+    failing = False
+    run = train(task, plan(), tmp_path, resume=True)
+    assert [e.updates for e in run.evaluations] == [6, 12, 18, 24]
+
+
+class Stumbling(torch.optim.SGD):
+    """Changes the weights and then fails, at its third step."""
+
+    steps = 0
+
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        super().step()
+        Stumbling.steps += 1
+        if Stumbling.steps == 3:
+            raise RuntimeError("no memory left")
+
+
+def stumbling(parameters: Any, lr: float) -> torch.optim.Optimizer:
+    return Stumbling(parameters, lr)
+
+
+def test_an_error_amid_a_step_goes_on_from_the_checkpoint_before_it(tmp_path: Path) -> None:
+    task = tiny.task(recipe=tiny.task().recipe.replace(optimizer=stumbling))
+    chosen = Plan.from_recipe(task.recipe)
+    with pytest.raises(InvalidTaskError, match=r"no memory left.* after update 2"):
+        train(task, chosen, tmp_path, saving=Saving(seconds=0.0))
+    assert not (tmp_path / "checkpoints" / "update-000000003.json").exists()
+    run = train(task, chosen, tmp_path, resume=True)
+    whole = train(tiny.task(), plan(), tmp_path / "whole")
+    torch.testing.assert_close(run.final_state_dict(), whole.final_state_dict(), rtol=0, atol=0)
+
+
+def test_an_error_before_the_first_update_starts_again(tmp_path: Path) -> None:
+    chosen = plan(optimizer="sparseadam")
+    for resume in (False, True):
+        with pytest.raises(
+            InvalidTaskError, match=r"SparseAdam does not support dense.* after update 0"
+        ):
+            train(tiny.task(), chosen, tmp_path, resume=resume)
+        assert read_record(tmp_path / "outcome.json", Run).outcome is Outcome.FAILED
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "message"),
+    [
+        (lambda model, batches: None, "evaluate returned None; need a dict of metric to number"),
+        (lambda model, batches: {"auc": torch.ones(2)}, "evaluate raised (Runtime|Value)Error"),
+        (lambda model, batches: {}["f1"], "evaluate raised KeyError"),
+    ],
+)
+def test_evaluations_are_tried_before_the_run(tmp_path: Path, evaluate: Any, message: str) -> None:
+    with pytest.raises(InvalidTaskError, match=message):
+        train(tiny.task(evaluate=evaluate, target=None), plan(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_metric_that_two_examples_cannot_give_is_tried_on_all(tmp_path: Path) -> None:
+    def of_many(model: nn.Module, batches: Any) -> dict[str, float]:
+        if (n := sum(len(y) for _, y in batches)) < 16:
+            raise ValueError(f"only one class among {n}")
+        return {"auc": 0.5}
+
+    run = train(tiny.task(evaluate=of_many, target=None), plan(epochs=1), tmp_path)
+    assert run.metrics == {"auc": 0.5}
 
 
 class Tied(nn.Module):

@@ -66,20 +66,21 @@ class MeasuredUpdate:
         self.shared_extra_share: float | None = None
         """What measuring adds to an update, agreed between replicas."""
         self._root: list[RemovableHandle] = []
+        self._trained: list[nn.Parameter] = []
+        """As they were when the hooks were installed."""
         self._leaves: LeafNorms | None = None
         self._layers: PerExampleNorms | None = None
-        self._fingerprint = Fingerprint()
-        self._replay = Replay()
         self._uncovered: set[nn.Parameter] | None = None
         """Parameters that failed the check; None before it."""
         self._covered_share = 1.0
+        self._fingerprint = Fingerprint()
+        self._replay = Replay()
         self._in_parts = False
         self._clear()
 
     def _clear(self) -> None:
         self._sizes: list[int] = []
         self._micro: list[MicroBatchNorms] = []
-        self._prepared = False
 
     @property
     def examples(self) -> int:
@@ -100,12 +101,15 @@ class MeasuredUpdate:
         self._root.clear()
 
     def arm(self) -> None:
-        """Install what the next update needs."""
-        parameters = self._parameters()
+        """Install what the next update needs; what was found of other parameters holds no more."""
+        if self._has_changed():
+            self._trained = self._parameters()
+            self._layers, self._uncovered, self._covered_share = None, None, 1.0
+        parameters = self._trained
         self._leaves = LeafNorms(parameters, self._on_repeat)
         self._leaves.arm()
         self._leaves.keep = set(parameters) if self._in_parts else set()
-        if self.source in {None, "micro-batches"} and self._facts.replicas == 1:
+        if self._facts.replicas == 1:  # whatever the source: several micro-batches may come any time
             self._fingerprint.arm(parameters)
         if self.source in {None, "per-example"} and self._why_not_per_example() is None:
             self._layers = self._layers or PerExampleNorms(self._model)
@@ -152,16 +156,16 @@ class MeasuredUpdate:
         self.shared_extra_share = extra_share
         self._close()
         if not self._micro:
-            found, need = (
-                "update() with no gradient since the last one",
-                "one backward or more before it",
-            )
+            found = "update() with no gradient since the last one"
             hint = "give the meter the model whose parameters are trained"
-            raise InvalidInputError(found, need=need, hint=hint)
+            raise InvalidInputError(found, need="one backward or more before it", hint=hint)
+        if self._has_changed():
+            return Skipped("parameters that were frozen or unfrozen since the last update")
         self._choose(groups)
         self._in_parts |= self._leaves.repeated
         if self._leaves.in_parts and self.source != "groups":
             return Skipped("a gradient that came in parts; they are added from now on")
+        del self._sizes[len(self._micro) :]  # of a forward that no backward followed
         sizes = examples_of_micro_batches(self._sizes, len(self._micro), examples)
         if self.source == "per-example":
             found = self._from_examples(int(sizes[0]), scale)
@@ -232,28 +236,15 @@ class MeasuredUpdate:
 
     def _from_micro_batches(self, sizes: list[float], scale: float) -> GradientSample | Skipped:
         whole = whole_gradient(self._model, self._weights())
-        coupling = coupling_of(self._model)
+        how: Any = {"scale": scale, "reduction": self._reduction, "coupling": coupling_of(self._model)}
         if isinstance(self._model, DistributedDataParallel) and self.source == "replicas":
+            extra = self.shared_extra_share
             found, self.shared_extra_share = sample_of_replicas(
-                self._model,
-                self._micro,
-                sizes,
-                whole,
-                scale=scale,
-                reduction=self._reduction,
-                coupling=coupling,
-                extra_share=self.shared_extra_share,
+                self._model, self._micro, sizes, whole, extra_share=extra, **how
             )
             return found
-        return sample_of_micro_batches(
-            self._micro,
-            sizes,
-            whole,
-            scale=scale,
-            changed=self._fingerprint.factor(),
-            reduction=self._reduction,
-            coupling=coupling,
-        )
+        changed = self._fingerprint.factor()
+        return sample_of_micro_batches(self._micro, sizes, whole, changed=changed, **how)
 
     def _from_groups(
         self, examples: float, groups: Iterable[Tensor] | None
@@ -285,12 +276,11 @@ class MeasuredUpdate:
         if self.armed and len(self._sizes) > len(self._micro):
             self._sizes.pop()  # a model called twice before one backward sees the same examples
         self._sizes.append(size)
-        if self.armed and not self._prepared:
+        if self.armed and not self._micro:
             self._prepare(size)
 
     def _prepare(self, size: int) -> None:
         """What has to be known before the first backward: the batch, and the optimizer's weights."""
-        self._prepared = True
         weights = self._weights()
         if self._leaves is not None:
             self._leaves.weights = weights
@@ -306,6 +296,9 @@ class MeasuredUpdate:
 
     def _parameters(self) -> list[nn.Parameter]:
         return [p for p in self._model.parameters() if p.requires_grad]
+
+    def _has_changed(self) -> bool:
+        return set(self._trained) != set(self._parameters())
 
     def _on_repeat(self) -> bool:
         """A second gradient of a parameter starts a micro-batch only where no forward was seen."""

@@ -57,6 +57,7 @@ class PerExampleNorms:
         self._unbatched: list[tuple[nn.Module, Tensor, Tensor]] = []
         self._embedded: list[Tensor] = []
         self._broken: set[nn.Parameter] = set()
+        self._idle: set[nn.Parameter] = set()
         self.precision = torch.float64
         """The coarsest that a gradient came in."""
         self.check: dict[nn.Parameter, Tensor] | None = None
@@ -99,6 +100,9 @@ class PerExampleNorms:
         for parameter, total in self._sums.items():
             weights = None if self.weights is None else self.weights[parameter]
             self._add(parameter, layers.squares(total, weights))
+        for p in self._idle - self._squares.keys():
+            shape = (1 if self.weights is None else 2, n)
+            self._squares[p] = p.new_zeros(shape, dtype=max_single(p.dtype))
         rest = {p for p in wanted if p not in self._squares and p not in self._broken}
         self._others.finish(self, n, rest, gradients)
         found = {p: s for p, s in self._squares.items() if p not in self._broken}
@@ -142,7 +146,14 @@ class PerExampleNorms:
 
     @torch.no_grad()
     def backward(self, module: nn.Module, x: Tensor, d: Tensor) -> None:
-        """Fold one call of a layer into the numbers of its parameters."""
+        """Fold one call of a layer into the numbers of its parameters.
+
+        A call on nothing, as of an expert that got no example, adds nothing. Nor does it confirm
+        anything: it leaves no sum for the check.
+        """
+        if d.numel() == 0:
+            self._idle |= {p for _, p in layers.trained_parameters(module)}
+            return
         if self.num_examples is None:
             self.num_examples = len(d)
         n = self.num_examples

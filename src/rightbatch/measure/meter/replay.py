@@ -31,7 +31,7 @@ class Replay:
         self._random: list[Tensor] = []
 
     def arm(self, model: nn.Module) -> None:
-        """Record the next forward with gradients."""
+        """Record the last forward with gradients before the first backward."""
         self._call = None
         self._handles = [
             model.register_forward_pre_hook(self._before),
@@ -45,8 +45,12 @@ class Replay:
         self._handles.clear()
         self._call, self._random = None, []
 
+    def _is_over(self) -> bool:
+        return self._call is not None and any(g is not None for g in self._call.output_grads)
+
     def _before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if torch.is_grad_enabled() and self._call is None:
+        if torch.is_grad_enabled() and not self._is_over():
+            self._call = None
             self._random = [torch.get_rng_state(), *_accelerator_states()]
 
     def _after(

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from rightbatch.core.errors import InvalidInputError
 from rightbatch.core.samples import Coupling, GradientSample
 from rightbatch.measure.meter.leaves import MicroBatchNorms, squared_norms
+from rightbatch.measure.meter.model_facts import MIN_COVERED
 from rightbatch.measure.meter.whole import gather_over_replicas
 from rightbatch.measure.meter.window import (
     Pair,
@@ -53,8 +54,9 @@ def sample_of_examples(
         reduction: of the loss.
     """
     covered = {p for p in micro.norms if p in squares and p not in uncovered}
-    if not covered:
-        return Skipped("no gradient of a covered parameter")
+    share = share_of(covered, micro.norms)
+    if share < MIN_COVERED:
+        return Skipped("per-example gradients of too few parameters")
     device = next(iter(micro.norms.values())).device
     of_examples = torch.stack([squares[p].to(device) for p in covered]).double().sum((0, 2)).tolist()
     (whole,) = squared_norms([micro], covered)
@@ -64,7 +66,7 @@ def sample_of_examples(
         pair_of_examples(num_examples, small / scale**2, big / scale**2, reduction)
         for small, big in zip(of_examples, whole, strict=True)
     ]
-    return _sample(pairs, share_of(covered, micro.norms), None)
+    return _sample(pairs, share, None)
 
 
 def sample_of_micro_batches(

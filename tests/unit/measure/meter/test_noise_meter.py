@@ -372,6 +372,39 @@ def test_a_small_uncovered_part_is_stated() -> None:
     assert sample.covered == pytest.approx(1 - 3 / (8 * 64 + 64 + 64 * 3 + 3 + 3))
 
 
+class Experts(nn.Module):
+    """All examples go to one of two experts; the other is called on none of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.large, self.small, self.head = nn.Linear(8, 32), nn.Linear(8, 1), nn.Linear(32, 3)
+        self.to_small = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        none = x[:0]
+        if self.to_small:
+            return self.head(self.small(x).expand(-1, 32) + self.large(none).sum())
+        return self.head(self.large(x) + self.small(none).sum())
+
+
+def test_a_layer_that_is_called_on_nothing_adds_nothing() -> None:
+    model = Experts()
+    with rb.NoiseMeter(model, period=1) as meter:
+        loop(model, meter)
+        model.to_small = True
+        loop(model, meter, updates=1)
+    assert not meter.skipped
+    covered = 1 - 9 / sum(p.numel() for p in model.parameters())
+    assert [s.covered for s in meter.samples] == pytest.approx([covered] * 5)  # none saw the small
+    plain = Experts()
+    torch.testing.assert_close(
+        norms(meter.samples[:4]), norms(measured(nn.Sequential(plain.large, plain.head)))
+    )
+    whole = sum(float(p.grad.square().sum()) for p in model.head.parameters() if p.grad is not None)
+    assert meter.samples[4].big_sq_norm == pytest.approx(whole)
+
+
 class _Shift(nn.Module):
     """Draws random numbers, so that it cannot be run again."""
 
@@ -472,6 +505,24 @@ def test_clipping_before_the_meter_looks_is_refused() -> None:
             meter.update()
 
 
+@pytest.mark.parametrize("first", [1, 4])
+def test_updates_that_grow_by_accumulation_go_on_being_measured(first: int) -> None:
+    torch.manual_seed(1)
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with rb.NoiseMeter(model, optimizer, period=1) as meter:
+        for update in range(first + 4):
+            parts = torch.arange(32).chunk(2) if update >= first else [torch.arange(16)]
+            optimizer.zero_grad()
+            for rows in parts:
+                (F.cross_entropy(model(X[rows]), Y[rows]) / len(parts)).backward()
+            meter.update()
+            optimizer.step()
+    assert not meter.skipped
+    sources = [(s.source, s.big_batch_size) for s in meter.samples]
+    assert sources == [("per-example", 16)] * first + [("micro-batches", 32)] * 4
+
+
 def test_clipping_does_not_matter_for_single_examples() -> None:
     plain = norms(measured(Net(), updates=1))
     model = Net()
@@ -495,6 +546,70 @@ def test_validation_between_updates_is_not_counted() -> None:
             meter.update()
     assert meter.examples_seen == 48
     assert {s.big_batch_size for s in meter.samples} == {16}
+
+
+def test_a_forward_that_no_backward_follows_is_no_micro_batch() -> None:
+    model, plain = Net(), Net()
+    found = []
+    for each, validates in ((model, True), (plain, False)):
+        with rb.NoiseMeter(each, period=1) as meter:
+            for update in range(4):
+                each.zero_grad()
+                if validates and not update % 2:
+                    each(X)  # without no_grad
+                F.cross_entropy(each(X[:16]), Y[:16]).backward()
+                if validates and update % 2:
+                    each(X)
+                meter.update()
+        assert not meter.skipped
+        found.append(norms(meter.samples))
+    torch.testing.assert_close(*found)
+
+
+def test_such_a_forward_hides_nothing_from_the_check() -> None:
+    model = Centred()
+    with rb.NoiseMeter(model, period=1) as meter:
+        model(X)
+        F.cross_entropy(model(X[:16]), Y[:16]).backward()
+        with pytest.raises(InvalidInputError, match="confirmed for only"):
+            meter.update()
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_parameters_that_are_unfrozen_midway_are_measured_too(accumulate: int) -> None:
+    model, fresh = Net(), Net()
+    model.first.requires_grad_(requires_grad=False)
+    with rb.NoiseMeter(model, period=1) as meter:
+        loop(model, meter, accumulate=accumulate, updates=2)
+        model.first.requires_grad_()
+        model.load_state_dict(fresh.state_dict())
+        loop(model, meter, accumulate=accumulate, updates=4)
+    assert meter.skipped == {"parameters that were frozen or unfrozen since the last update": 1}
+    assert [s.covered for s in meter.samples] == [1.0] * 5
+    expected = measured(fresh, accumulate=accumulate)
+    torch.testing.assert_close(norms(meter.samples[2:]), norms(expected[1:]))
+
+
+def test_a_sample_of_too_few_parameters_is_skipped() -> None:
+    model = Sometimes()
+    with rb.NoiseMeter(model, period=1) as meter:
+        loop(model, meter, updates=2)
+        model.shuffles = True
+        loop(model, meter, updates=2)
+    assert len(meter.samples) == 2
+    assert meter.skipped == {"per-example gradients of too few parameters": 2}
+
+
+class Sometimes(nn.Sequential):
+    """Its first layer may be given rows that are no examples."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(8, 8), nn.Linear(8, 3))
+        self.shuffles = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self[0](x[: len(x) - 3]).sum() if self.shuffles else self[0](x)
+        return self[1](x + rows)
 
 
 def test_the_state_goes_on_where_it_was_saved() -> None:
