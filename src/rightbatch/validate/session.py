@@ -16,7 +16,7 @@ from rightbatch.core.store import write_record
 from rightbatch.core.units import format_number
 from rightbatch.fit.rate_choice import choose_rate
 from rightbatch.measure.budget import Budget
-from rightbatch.measure.rates import measure_rates
+from rightbatch.measure.rates import check_optimizer, measure_rates
 from rightbatch.tasks.build import build_model, join, to_device
 from rightbatch.tasks.check import check_task, evaluate
 from rightbatch.tasks.task import Task
@@ -108,8 +108,8 @@ def validate(  # noqa: PLR0913 - what is compared, and then how
         on_progress: called while the runs go on.
 
     Raises:
-        InvalidInputError: a design that cannot decide, a plan of another task, or a folder that was
-            begun with another question.
+        InvalidInputError: a design that cannot decide, a plan of another task, rates to be tried for
+            another optimizer than the recipe's, or a folder that was begun with another question.
         InvalidTaskError: the task has no validation data.
         StudyStoppedError: stopped from outside; what was run is kept.
     """
@@ -121,7 +121,9 @@ def validate(  # noqa: PLR0913 - what is compared, and then how
     facts, folder = check_task(task, device), Path(out)
     candidate, reference = _side(plan, facts, "the plan"), _side(against, facts, "the other plan")
     for side in (candidate, reference):
-        check_plan(task, side.plan)
+        checked = check_plan(task, side.plan)
+        if tune_seconds is not None:
+            check_optimizer(task, checked)
     target = candidate.plan.target or task.target
     metric, higher_is_better = metric_to_judge(_metrics(task, device), target)
     asked = Question(

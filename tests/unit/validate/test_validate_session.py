@@ -207,6 +207,15 @@ def test_rates_are_tried_on_both_sides(tmp_path: Path) -> None:
     assert all("in short branches" in side.rate_from for side in (found.candidate, found.reference))
 
 
+def test_rates_of_another_optimizer_than_the_recipes_are_refused_before_the_folder_is_begun(
+    tmp_path: Path,
+) -> None:
+    plan = Plan.from_recipe(tiny.task().recipe, "tiny", optimizer="adamw")
+    with pytest.raises(InvalidInputError, match="optimizer 'adamw', while the recipe has 'sgd'"):
+        validate(tiny.task(), plan, out=tmp_path / "study", seeds=2, tune_seconds=0.1)
+    assert not (tmp_path / "study").exists()
+
+
 def finished_runs(folder: Path) -> list[str]:
     if not (folder / LEDGER).exists():
         return []
