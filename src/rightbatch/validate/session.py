@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Literal
 
 from rightbatch.core.comparison import Comparison, CompletedRun, Matching, Side
-from rightbatch.core.errors import InvalidInputError, InvalidTaskError, MeasurementError
+from rightbatch.core.errors import InvalidTaskError
 from rightbatch.core.facts import TaskFacts
 from rightbatch.core.plan import Plan
 from rightbatch.core.progress import OnProgress
@@ -21,10 +20,10 @@ from rightbatch.tasks.build import build_model, join, to_device
 from rightbatch.tasks.check import check_task, evaluate
 from rightbatch.tasks.task import Task
 from rightbatch.train.check import check_plan
-from rightbatch.train.loop import train
 from rightbatch.validate.allowance import Allowance
 from rightbatch.validate.compare import compare, metric_to_judge
 from rightbatch.validate.ledger import finished, same_question, sole_owner
+from rightbatch.validate.pace import pace_ratio
 from rightbatch.validate.pairs import Inspect, Study, run_pairs
 from rightbatch.validate.remedy_session import try_remedies
 from rightbatch.validate.sides import (
@@ -33,15 +32,12 @@ from rightbatch.validate.sides import (
     plan_side,
     recipe_side,
     with_examples,
-    with_target_out_of_reach,
     with_updates,
 )
 from rightbatch.validate.statistics import check_design
 from rightbatch.validate.workers import HowMany
 
 COMPARISON, QUESTION, SIDES = "comparison.json", "question.json", "sides.json"
-_TIMED_SECONDS = 1.0
-"""How long a run must be at least for its pace to be taken."""
 _TUNING_SEED = 1_000_000  # no seed of the comparison
 
 
@@ -142,7 +138,7 @@ def validate(  # noqa: PLR0913 - what is compared, and then how
         same_question(folder / QUESTION, asked, frozenset({"seeds"}))
         sides = finished(folder / SIDES, Sides)
         if sides is None:
-            sides = _match(task, facts, asked)
+            sides = _match(task, facts, asked, folder, workers)
             write_record(folder / SIDES, sides)
         study = Study(
             task=task,
@@ -192,7 +188,7 @@ def _metrics(task: Task, device: str) -> list[str]:
     return [*evaluate(task, build_model(task, device), [to_device(batch, device)], device)]
 
 
-def _match(task: Task, facts: TaskFacts, asked: Question) -> Sides:
+def _match(task: Task, facts: TaskFacts, asked: Question, folder: Path, workers: HowMany) -> Sides:
     """Give the candidate as much as the reference has, and tune both rates with equal effort."""
     candidate, reference = asked.candidate, asked.reference
     if asked.matched_by == "examples":
@@ -200,38 +196,21 @@ def _match(task: Task, facts: TaskFacts, asked: Question) -> Sides:
     else:
         updates = count_updates(reference.plan, facts)
         if asked.matched_by == "time":
-            pace = _update_seconds(task, reference.plan, asked.device)
-            ours = _update_seconds(task, candidate.plan, asked.device)
-            updates = max(1, round(updates * pace / ours))
+            ratio = pace_ratio(
+                task,
+                candidate.plan,
+                reference.plan,
+                device=asked.device,
+                workers=workers,
+                folder=folder,
+            )
+            updates = max(1, round(updates / ratio))
         plan = with_updates(candidate.plan, facts, updates)
     candidate = candidate.replace(plan=plan)
     if asked.tune_seconds is not None:
         candidate = _tuned(task, candidate, asked.tune_seconds, asked.device)
         reference = _tuned(task, reference, asked.tune_seconds, asked.device)
     return Sides(candidate=candidate, reference=reference)
-
-
-def _update_seconds(task: Task, plan: Plan, device: str) -> float:
-    """Seconds per update of the training loop, from a run that is long enough to tell.
-
-    Raises:
-        InvalidInputError: the batch changes on the way.
-        MeasurementError: the run diverged before it could be timed.
-    """
-    if plan.batch_schedule is not None:
-        found, hint = "a batch schedule matched by time", "--matched-by examples"
-        raise InvalidInputError(found, need="a batch that stays", hint=hint)
-    plan = with_target_out_of_reach(plan, plan.target or task.target)
-    updates = 8
-    while True:
-        with tempfile.TemporaryDirectory() as folder:
-            run = train(task, plan, folder, _TUNING_SEED, updates, device=device)
-        if run.outcome == "diverged":
-            hint = "lower its learning rate, or match by examples"
-            raise MeasurementError(f"timing: {run.message}", need="a side that trains", hint=hint)
-        if run.seconds >= _TIMED_SECONDS or run.updates < updates:
-            return run.seconds / run.updates
-        updates *= 4
 
 
 def _tuned(task: Task, side: Side, seconds: float, device: str) -> Side:
