@@ -153,6 +153,8 @@ class Comparison(Record):
     reached: tuple[int, int] | None
     """Runs of candidate and reference that reached the target; None without target or pair."""
     to_target: tuple[ToTarget, ...]
+    seconds_ratio: float | None = None
+    """Training time of the candidate's runs over that of the reference's; None where one diverged."""
     more_seeds: int | None
     """Further seeds after which a verdict is likely; 0 where there is one, None where it is not
     foreseeable."""

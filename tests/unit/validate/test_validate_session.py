@@ -100,10 +100,23 @@ def test_equal_time_gives_as_many_updates_as_their_pace_allows(
 ) -> None:
     from rightbatch.validate import session
 
-    pace = {8: 0.002, 16: 0.003}
-    monkeypatch.setattr(session, "_update_seconds", lambda _, plan, __: pace[plan.global_batch_size])
+    monkeypatch.setattr(session, "pace_ratio", lambda *_, **__: 1.5)
     found = validate(tiny.task(), 16, out=tmp_path, seeds=2, matched_by="time")
     assert {run.updates for run in found.runs if run.side == "candidate"} == {16}  # of 24
+
+
+def test_the_answer_tells_how_equal_the_time_was_and_warns_where_it_was_not(tmp_path: Path) -> None:
+    found = validate(tiny.task(), 16, out=tmp_path, seeds=2)
+    ours, theirs = (
+        sum(run.seconds for run in found.runs if run.side == side) for side in ("candidate", "reference")
+    )
+    assert found.seconds_ratio == pytest.approx(ours / theirs)
+    assert "Training time" not in " ".join(comparison_lines(found))
+    for ratio, is_unequal in ((0.95, False), (1.09, False), (1.2, True), (0.8, True)):
+        timed = found.replace(matched_by="time", seconds_ratio=ratio)
+        text = " ".join(comparison_lines(timed))
+        assert f"candidate over reference: {ratio:.2f}." in text
+        assert ("more than 10% from the equal time" in text) == is_unequal
 
 
 def test_runs_go_on_past_the_target_and_say_when_they_met_it(tmp_path: Path) -> None:
@@ -135,7 +148,7 @@ def test_a_side_that_always_diverges_is_worse_and_one_that_sometimes_does_undeci
     task = tiny.task()
     plan = Plan.from_recipe(task.recipe, "tiny", learning_rate=1e30)
     found = validate(task, plan, out=tmp_path, seeds=2)
-    assert (found.verdict, found.difference) == ("worse", None)
+    assert (found.verdict, found.difference, found.seconds_ratio) == ("worse", None, None)
     assert "2 of 2 runs of the candidate" in found.reason
     from rightbatch.validate.compare import compare
 
