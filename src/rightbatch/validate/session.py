@@ -106,7 +106,7 @@ def validate(  # noqa: PLR0913 - what is compared, and then how
     Raises:
         InvalidInputError: a design that cannot decide, a plan of another task, rates to be tried for
             another optimizer than the recipe's, or a folder that was begun with another question.
-        InvalidTaskError: the task has no validation data.
+        InvalidTaskError: the task has no validation data, or a loss without the curvature asked for.
         StudyStoppedError: stopped from outside; what was run is kept.
     """
     check_design(seeds, margin)
@@ -122,6 +122,7 @@ def validate(  # noqa: PLR0913 - what is compared, and then how
             check_optimizer(task, checked)
     target = candidate.plan.target or task.target
     metric, higher_is_better = metric_to_judge(_metrics(task, device), target)
+    inspect = _inspection(task, device) if sharpness else None
     asked = Question(
         task=task.name,
         fingerprint=facts.fingerprint,
@@ -148,7 +149,7 @@ def validate(  # noqa: PLR0913 - what is compared, and then how
             seeds=seeds,
             device=device,
             folder=folder,
-            inspect=_inspection(task, device) if sharpness else None,
+            inspect=inspect,
             on_progress=on_progress,
             allowance=allowance,
             workers=workers,
@@ -228,6 +229,12 @@ def _tuned(task: Task, side: Side, seconds: float, device: str) -> Side:
 
 
 def _inspection(task: Task, device: str) -> Inspect:
-    from rightbatch.validate.sharpness import inspect_sharpness
+    """What looks at a run's final weights, tried once before the first run.
 
+    Raises:
+        InvalidTaskError: the loss cannot be differentiated twice.
+    """
+    from rightbatch.validate.sharpness import check_sharpness, inspect_sharpness
+
+    check_sharpness(task, device=device)
     return lambda model: inspect_sharpness(task, model, device=device)

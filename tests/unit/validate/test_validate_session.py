@@ -108,7 +108,8 @@ def test_equal_time_gives_as_many_updates_as_their_pace_allows(
 def test_the_answer_tells_how_equal_the_time_was_and_warns_where_it_was_not(tmp_path: Path) -> None:
     found = validate(tiny.task(), 16, out=tmp_path, seeds=2)
     ours, theirs = (
-        sum(run.seconds for run in found.runs if run.side == side) for side in ("candidate", "reference")
+        sum(run.seconds for run in found.runs if run.side == side)
+        for side in ("candidate", "reference")
     )
     assert found.seconds_ratio == pytest.approx(ours / theirs)
     assert "Training time" not in " ".join(comparison_lines(found))
