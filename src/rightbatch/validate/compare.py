@@ -266,6 +266,8 @@ def _time_lines(comparison: Comparison) -> list[str]:
 
 
 def _what_would_decide(comparison: Comparison) -> str:
+    if any(run.outcome is Outcome.DIVERGED for run in comparison.runs):
+        return "No number of seeds is foreseen to decide it while runs diverge."
     if not comparison.more_seeds:
         return "No number of seeds up to 100 more is foreseen to decide it at this spread."
     return (

@@ -222,6 +222,8 @@ def _tuned(task: Task, side: Side, seconds: float, device: str) -> Side:
     choice = choose_rate(tuning)
     tried = ", ".join(format_number(trial.learning_rate) for trial in tuning.trials)
     found = "the best of" if choice.decided else "not shown to be beaten among"
+    if all(trial.diverged for trial in tuning.trials):
+        found = "kept, while training diverged at each of"
     return side.replace(
         plan=side.plan.replace(learning_rate=choice.rate),
         rate_from=f"{found} {tried} in short branches; first {side.rate_from}",

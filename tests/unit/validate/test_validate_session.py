@@ -221,6 +221,13 @@ def test_rates_are_tried_on_both_sides(tmp_path: Path) -> None:
     assert all("in short branches" in side.rate_from for side in (found.candidate, found.reference))
 
 
+def test_a_rate_is_said_to_be_kept_where_all_that_were_tried_diverged(tmp_path: Path) -> None:
+    plan = Plan.from_recipe(tiny.task().recipe, "tiny", learning_rate=1e30)
+    found = validate(tiny.task(), plan, out=tmp_path, seeds=2, tune_seconds=0.1)
+    assert found.candidate.rate_from.startswith("kept, while training diverged at each of 5")
+    assert "diverged" not in found.reference.rate_from
+
+
 def test_rates_of_another_optimizer_than_the_recipes_are_refused_before_the_folder_is_begun(
     tmp_path: Path,
 ) -> None:
