@@ -151,8 +151,7 @@ def _despite_divergence(runs: Sequence[CompletedRun], seeds: int) -> tuple[Verdi
         return "worse", f"worse: {counts}"
     if (ours, theirs) == (0, seeds):
         return "better", f"better: {counts}"
-    rest = "the pairs that are left are no fair sample"
-    return "undecided", f"undecided: {counts}, and {rest}; lower the learning rate, or give it warmup"
+    return "undecided", f"undecided: {counts}, and the pairs that are left are no fair sample"
 
 
 def _sentence(
@@ -216,6 +215,8 @@ def comparison_lines(comparison: Comparison) -> list[str]:
         f"Matched by {comparison.matched_by}. Intervals are {comparison.level:.0%}, paired by seed."
     ]
     lines += _time_lines(comparison)
+    lost = {run.side: run for run in reversed(comparison.runs) if run.outcome is Outcome.DIVERGED}
+    lines += [f"The {side} diverged with seed {run.seed}: {run.message}." for side, run in lost.items()]
     missing = comparison.unfinished_runs
     if missing and comparison.remedies is None:
         lines.append(

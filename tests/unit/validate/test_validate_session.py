@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -10,6 +11,7 @@ import sqlite3
 import time
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch import Tensor, nn
@@ -68,6 +70,36 @@ def test_the_training_metric_is_that_of_the_weights_at_the_end(tmp_path: Path) -
     x, y = tiny.data().tensors
     predicted = x @ state["weight"].T + state["bias"]
     assert run.train_metrics["mse"] == pytest.approx(float(((predicted - y) ** 2).mean()), rel=1e-5)
+
+
+def test_a_metric_that_is_undefined_on_training_data_is_missing_there(tmp_path: Path) -> None:
+    def evaluate(model: nn.Module, batches: Any) -> dict[str, float]:
+        seen = [*batches]
+        is_training = sum(len(y) for _, y in seen) == tiny.NUM_EXAMPLES
+        return tiny.mean_squared_error(model, seen) | {"recall": math.nan if is_training else 0.5}
+
+    valid = tiny.data(tiny.NUM_EXAMPLES + 2, seed=1)  # the gap looks at all 48 training examples
+    task = tiny.task(valid_data=valid, evaluate=evaluate)
+    found = validate(task, 16, out=tmp_path, seeds=2)
+    assert all(set(run.metrics) == {"mse", "recall"} for run in found.runs)
+    assert all(set(run.train_metrics) == {"mse"} for run in found.runs)
+    assert read_record(tmp_path / COMPARISON, Comparison) == found
+
+
+def test_an_undefined_metric_is_told_in_its_own_words_and_not_as_a_rate_too_high(
+    tmp_path: Path,
+) -> None:
+    def evaluate(model: nn.Module, batches: Any) -> dict[str, float]:
+        return {"mse": math.nan}
+
+    found = validate(tiny.task(evaluate=evaluate), 16, out=tmp_path, seeds=2)
+    text = " ".join(comparison_lines(found))
+    assert found.verdict == "undecided"
+    assert "learning rate" not in found.reason
+    for side, updates in (("candidate", 3), ("reference", 6)):
+        assert (
+            f"The {side} diverged with seed 0: evaluation after update {updates} gave mse = nan" in text
+        )
 
 
 def test_a_plan_held_against_itself_is_equivalent(tmp_path: Path) -> None:
