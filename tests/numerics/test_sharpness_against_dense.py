@@ -1,6 +1,7 @@
 """Eigenvalues, trace and products against the whole Hessian of small models, in float64."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import tiny
 from rightbatch.core.errors import InvalidTaskError
 from rightbatch.tasks.build import build_model
 from rightbatch.tasks.task import Loss, Task
+from rightbatch.validate.session import validate
 from rightbatch.validate.sharpness import (
     SAMPLES,
     Curvature,
@@ -159,22 +161,65 @@ def test_attention_is_differentiated_twice_though_its_fast_kernel_is_not() -> No
     assert top.residuals[0] <= 1e-8 * abs(top.values[0])
 
 
-def test_a_loss_without_second_derivatives_is_refused() -> None:
-    class Once(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: object, x: Tensor) -> Tensor:
-            return x.clone()
+def test_a_weight_that_the_loss_does_not_use_has_no_curvature() -> None:
+    class Half(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.idle, self.used = nn.Linear(3, 2), tanh_net()
 
-        @staticmethod
-        def backward(ctx: object, gradient: Tensor) -> Tensor:
-            if torch.is_grad_enabled():
-                raise RuntimeError("no second derivative")
-            return gradient
+        def forward(self, x: Tensor) -> Tensor:
+            return self.used(x)
 
+    found = curvature(Half)
+    whole = dense(found)
+    assert torch.all(whole[:8] == 0)
+    vectors = torch.randn(3, len(whole), generator=torch.Generator().manual_seed(1)).double()
+    for vector, image in zip(vectors, found.products(list(vectors)), strict=True):
+        torch.testing.assert_close(image, whole @ vector, rtol=1e-10, atol=1e-12)
+    assert torch.all(found.gradient()[:8] == 0)
+    assert sam_sharpness(found) > 0
+
+
+def test_a_loss_that_is_linear_in_its_weights_has_no_curvature() -> None:
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Loss:
+        return Loss(model(batch[0]).sum(), len(batch[0]))
+
+    task: Task = dataclasses.replace(tiny.task(), loss=loss)
+    seen = inspect_sharpness(task, build_model(task))
+    assert (seen["largest_eigenvalue"], seen["trace"]) == (0, 0)
+    assert seen["sam"] > 0
+
+
+class Once(torch.autograd.Function):
+    """The identity, without a second derivative."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            raise RuntimeError("no second derivative")
+        return gradient
+
+
+def differentiable_once() -> Task:
     def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Loss:
         return Loss(Once.apply(model(batch[0])).square().sum(), len(batch[0]))
 
-    task: Task = dataclasses.replace(tiny.task(), loss=loss)
+    return dataclasses.replace(tiny.task(), loss=loss)
+
+
+def test_a_loss_without_second_derivatives_is_refused() -> None:
+    task = differentiable_once()
     found = Curvature.at(task, build_model(task))
     with pytest.raises(InvalidTaskError, match="the Hessian of the loss raised"):
         found.product(flat(found))
+
+
+def test_and_refused_before_a_comparison_is_begun(tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    with pytest.raises(InvalidTaskError, match="the Hessian of the loss raised"):
+        validate(differentiable_once(), 16, out=folder, seeds=2, sharpness=True)
+    assert not folder.exists()

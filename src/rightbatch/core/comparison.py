@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Literal
+
+from pydantic import field_validator
 
 from rightbatch.core.plan import Plan
 from rightbatch.core.recipe import Target
@@ -53,13 +56,19 @@ class CompletedRun(Record):
     metrics: dict[str, float]
     """On the validation data, at the end; empty where the run diverged."""
     train_metrics: dict[str, float]
-    """On training examples, at the end, by the same weights."""
+    """On training examples, at the end, by the same weights; without those that are undefined there."""
     examples_to_target: float | None
     """Interpolated between two evaluations; None where the run ended first, which censors it."""
     seconds_to_target: float | None
     sharpness: dict[str, float] | None = None
     """Largest eigenvalue, trace and more, where they were asked for."""
     run_dir: Path
+
+    @field_validator("train_metrics", mode="before")
+    @classmethod
+    def _where_defined(cls, metrics: dict[str, float]) -> dict[str, float]:
+        # A share of positives has no value over examples without any, and the verdict needs none.
+        return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
 class ToTarget(Record):
@@ -153,6 +162,8 @@ class Comparison(Record):
     reached: tuple[int, int] | None
     """Runs of candidate and reference that reached the target; None without target or pair."""
     to_target: tuple[ToTarget, ...]
+    seconds_ratio: float | None = None
+    """Training time of the candidate's runs over that of the reference's; None where one diverged."""
     more_seeds: int | None
     """Further seeds after which a verdict is likely; 0 where there is one, None where it is not
     foreseeable."""

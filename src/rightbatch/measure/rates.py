@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 
+from rightbatch.core.errors import InvalidInputError
 from rightbatch.core.plan import Plan
 from rightbatch.core.samples import RateTrial, RateTuning
 from rightbatch.fit.rate_choice import choose_rate, settled_loss
@@ -43,9 +44,10 @@ def measure_rates(
         budget: time to spend; it sets how many examples a branch sees, at most the recipe's run.
 
     Raises:
+        InvalidInputError: the plan names another optimizer than the recipe.
         MeasurementError: today's recipe diverges.
     """
-    trunk, rest = _trunk(task, device=device, seed=seed)
+    trunk, rest = _trunk(task, plan, device=device, seed=seed)
     # One branch in reserve, for a rate beyond.
     window = _window_examples(trunk, plan, budget, at_most=rest, branches=len(FACTORS) + 1)
     search = _Search(trunk, plan, window)
@@ -77,17 +79,32 @@ def measure_stability(
         budget: time to spend, which sets the length of the branches.
 
     Raises:
+        InvalidInputError: the plan names another optimizer than the recipe.
         MeasurementError: today's recipe diverges.
     """
-    trunk, rest = _trunk(task, device=device, seed=seed)
+    trunk, rest = _trunk(task, plan, device=device, seed=seed)
     most = min(rest, WINDOWS * CHECK_UPDATES * plan.global_batch_size)
     search = _Search(trunk, plan, _window_examples(trunk, plan, budget, at_most=most, branches=2))
     for rate in (STANDING_STILL, plan.learning_rate):
         yield search.extend(rate, WINDOWS)
 
 
-def _trunk(task: Task, *, device: str, seed: int) -> tuple[Pilot, int]:
+def check_optimizer(task: Task, plan: Plan) -> None:
+    """Refuse a plan whose branches cannot begin with the state of today's optimizer.
+
+    Raises:
+        InvalidInputError: the plan names another optimizer than the recipe.
+    """
+    ours, theirs = plan.optimizer_name, task.recipe.optimizer_name
+    if ours.lower() != theirs.lower():
+        found = f"branches of a plan with optimizer {ours!r}, while the recipe has {theirs!r}"
+        need = "the recipe's optimizer, with whose state the branches begin"
+        raise InvalidInputError(found, need=need, hint="leave out --tune-lr, or name it in the recipe")
+
+
+def _trunk(task: Task, plan: Plan, *, device: str, seed: int) -> tuple[Pilot, int]:
     """Today's recipe after a tenth of its run, and how many examples of that are left."""
+    check_optimizer(task, plan)
     whole = task.recipe.total_examples(task.recipe.batch_size, task.num_train_examples)
     trunk = trained_trunk(task, int(TRUNK_SHARE * whole), device=device, seed=seed)
     return trunk, whole - trunk.examples_seen

@@ -6,6 +6,7 @@ metric; the *batch-size effect* is the validation metric of one run less that of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -33,6 +34,8 @@ from rightbatch.validate.statistics import (
     paired_difference,
 )
 
+UNEQUAL_TIME = 0.1
+"""From which ratio on, above 1 or below, runs that were matched by time did not have the same time."""
 SHARPNESS_CAVEATS = (
     "Sharpness describes a solution; it does not explain a difference in accuracy.",
     "It changes when weights are rescaled and the function is not (Dinh et al. 2017, arXiv:1703.04933),"
@@ -126,6 +129,7 @@ def compare(  # noqa: PLR0913 - the fields of what comes out
         to_target=()
         if target is None or not pairs
         else (_to_target(pairs, "examples"), _to_target(pairs, "seconds")),
+        seconds_ratio=_seconds_ratio(paired) if len(whole) == len(pairs) > 0 else None,
         more_seeds=further if verdict == "undecided" else 0,
         runs=tuple(runs),
         unfinished_runs=0 if seeds_asked is None else 2 * seeds_asked - len(runs),
@@ -147,8 +151,7 @@ def _despite_divergence(runs: Sequence[CompletedRun], seeds: int) -> tuple[Verdi
         return "worse", f"worse: {counts}"
     if (ours, theirs) == (0, seeds):
         return "better", f"better: {counts}"
-    rest = "the pairs that are left are no fair sample"
-    return "undecided", f"undecided: {counts}, and {rest}; lower the learning rate, or give it warmup"
+    return "undecided", f"undecided: {counts}, and the pairs that are left are no fair sample"
 
 
 def _sentence(
@@ -181,6 +184,13 @@ def _reached(runs: Sequence[CompletedRun], side: SideName) -> int:
     return sum(run.side == side and run.examples_to_target is not None for run in runs)
 
 
+def _seconds_ratio(runs: Sequence[CompletedRun]) -> float:
+    ours, theirs = (
+        sum(run.seconds for run in runs if run.side == side) for side in ("candidate", "reference")
+    )
+    return ours / theirs
+
+
 def _to_target(
     pairs: Sequence[tuple[CompletedRun, CompletedRun]], quantity: Literal["examples", "seconds"]
 ) -> ToTarget:
@@ -204,6 +214,9 @@ def comparison_lines(comparison: Comparison) -> list[str]:
     lines = [
         f"Matched by {comparison.matched_by}. Intervals are {comparison.level:.0%}, paired by seed."
     ]
+    lines += _time_lines(comparison)
+    lost = {run.side: run for run in reversed(comparison.runs) if run.outcome is Outcome.DIVERGED}
+    lines += [f"The {side} diverged with seed {run.seed}: {run.message}." for side, run in lost.items()]
     missing = comparison.unfinished_runs
     if missing and comparison.remedies is None:
         lines.append(
@@ -239,7 +252,23 @@ def comparison_lines(comparison: Comparison) -> list[str]:
     return lines
 
 
+def _time_lines(comparison: Comparison) -> list[str]:
+    """Where both sides were to have the same time, what they did have."""
+    ratio = comparison.seconds_ratio
+    if comparison.matched_by != "time" or ratio is None:
+        return []
+    lines = [f"Training time, candidate over reference: {ratio:.2f}."]
+    if abs(math.log(ratio)) > math.log(1 + UNEQUAL_TIME):
+        lines.append(
+            f"That is more than {UNEQUAL_TIME:.0%} from the equal time that the paces promised, and the"
+            " verdict is on these lengths: compare again while nothing else runs, in another --out."
+        )
+    return lines
+
+
 def _what_would_decide(comparison: Comparison) -> str:
+    if any(run.outcome is Outcome.DIVERGED for run in comparison.runs):
+        return "No number of seeds is foreseen to decide it while runs diverge."
     if not comparison.more_seeds:
         return "No number of seeds up to 100 more is foreseen to decide it at this spread."
     return (

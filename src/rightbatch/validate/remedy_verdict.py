@@ -52,7 +52,7 @@ def judge_remedy(
     elif not runs:
         verdict, reason = "not run yet", "the budget ended before its first run"
     else:
-        verdict, reason = _judge(runs, difference, plain)
+        verdict, reason = _judge(runs, references, difference, plain)
     if verdict == "not closed" and gain and _gained(gain, higher_is_better=plain.higher_is_better):
         reason += f", and better than without it by {_span(gain)}"
     return RemedyResult(
@@ -66,20 +66,25 @@ def judge_remedy(
         seconds=_mean([run.seconds for run in runs]),
         examples_ratio=_ratio(runs, plains, "examples"),
         seconds_ratio=_ratio(runs, plains, "seconds"),
-        more_seeds=_more_seeds(verdict, left, plain, level),
+        more_seeds=_more_seeds(verdict, left if len(left) == len(runs) else [], plain, level),
         runs=tuple(runs),
     )
 
 
 def _judge(
-    runs: Sequence[CompletedRun], difference: Difference | None, plain: Comparison
+    runs: Sequence[CompletedRun],
+    references: Sequence[CompletedRun],
+    difference: Difference | None,
+    plain: Comparison,
 ) -> tuple[RemedyVerdict, str]:
     """The verdict, and why; ``closed`` is a one-sided question, to which better is an answer, too."""
-    lost = sum(run.outcome is Outcome.DIVERGED for run in runs)
-    if lost:
-        every = lost == len(runs)
-        tail = "" if every else ", and the pairs that are left are no fair sample"
-        return "not closed" if every else "undecided", f"{lost} of {len(runs)} runs diverged{tail}"
+    lost, theirs = _diverged(runs), _diverged(references)
+    if lost == len(runs) and not theirs:
+        return "not closed", f"{lost} of {lost} runs diverged"
+    if lost or theirs:
+        of_reference = f" and {theirs} of the reference" if theirs else ""
+        counts = f"{lost} of {len(runs)} runs{of_reference} diverged"
+        return "undecided", f"{counts}, and the pairs that are left are no fair sample"
     if difference is None or difference.low is None or difference.high is None:
         return "undecided", f"{len(runs)} run(s), and it takes 2 pairs to see a spread"
     span = f"{plain.metric} {_span(difference)} against the reference"
@@ -91,6 +96,10 @@ def _judge(
     if best < 0:
         return "not closed", f"{span}: still worse"
     return "undecided", f"{span}: neither within the margin nor worse for certain"
+
+
+def _diverged(runs: Sequence[CompletedRun]) -> int:
+    return sum(run.outcome is Outcome.DIVERGED for run in runs)
 
 
 def _gained(gain: Difference | None, *, higher_is_better: bool) -> bool:

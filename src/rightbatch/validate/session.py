@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Literal
 
 from rightbatch.core.comparison import Comparison, CompletedRun, Matching, Side
-from rightbatch.core.errors import InvalidInputError, InvalidTaskError, MeasurementError
+from rightbatch.core.errors import InvalidTaskError
 from rightbatch.core.facts import TaskFacts
 from rightbatch.core.plan import Plan
 from rightbatch.core.progress import OnProgress
@@ -16,15 +15,15 @@ from rightbatch.core.store import write_record
 from rightbatch.core.units import format_number
 from rightbatch.fit.rate_choice import choose_rate
 from rightbatch.measure.budget import Budget
-from rightbatch.measure.rates import measure_rates
+from rightbatch.measure.rates import check_optimizer, measure_rates
 from rightbatch.tasks.build import build_model, join, to_device
 from rightbatch.tasks.check import check_task, evaluate
 from rightbatch.tasks.task import Task
 from rightbatch.train.check import check_plan
-from rightbatch.train.loop import train
 from rightbatch.validate.allowance import Allowance
 from rightbatch.validate.compare import compare, metric_to_judge
 from rightbatch.validate.ledger import finished, same_question, sole_owner
+from rightbatch.validate.pace import pace_ratio
 from rightbatch.validate.pairs import Inspect, Study, run_pairs
 from rightbatch.validate.remedy_session import try_remedies
 from rightbatch.validate.sides import (
@@ -33,15 +32,12 @@ from rightbatch.validate.sides import (
     plan_side,
     recipe_side,
     with_examples,
-    with_target_out_of_reach,
     with_updates,
 )
 from rightbatch.validate.statistics import check_design
 from rightbatch.validate.workers import HowMany
 
 COMPARISON, QUESTION, SIDES = "comparison.json", "question.json", "sides.json"
-_TIMED_SECONDS = 1.0
-"""How long a run must be at least for its pace to be taken."""
 _TUNING_SEED = 1_000_000  # no seed of the comparison
 
 
@@ -108,9 +104,9 @@ def validate(  # noqa: PLR0913 - what is compared, and then how
         on_progress: called while the runs go on.
 
     Raises:
-        InvalidInputError: a design that cannot decide, a plan of another task, or a folder that was
-            begun with another question.
-        InvalidTaskError: the task has no validation data.
+        InvalidInputError: a design that cannot decide, a plan of another task, rates to be tried for
+            another optimizer than the recipe's, or a folder that was begun with another question.
+        InvalidTaskError: the task has no validation data, or a loss without the curvature asked for.
         StudyStoppedError: stopped from outside; what was run is kept.
     """
     check_design(seeds, margin)
@@ -121,9 +117,12 @@ def validate(  # noqa: PLR0913 - what is compared, and then how
     facts, folder = check_task(task, device), Path(out)
     candidate, reference = _side(plan, facts, "the plan"), _side(against, facts, "the other plan")
     for side in (candidate, reference):
-        check_plan(task, side.plan)
+        checked = check_plan(task, side.plan)
+        if tune_seconds is not None:
+            check_optimizer(task, checked)
     target = candidate.plan.target or task.target
     metric, higher_is_better = metric_to_judge(_metrics(task, device), target)
+    inspect = _inspection(task, device) if sharpness else None
     asked = Question(
         task=task.name,
         fingerprint=facts.fingerprint,
@@ -140,7 +139,7 @@ def validate(  # noqa: PLR0913 - what is compared, and then how
         same_question(folder / QUESTION, asked, frozenset({"seeds"}))
         sides = finished(folder / SIDES, Sides)
         if sides is None:
-            sides = _match(task, facts, asked)
+            sides = _match(task, facts, asked, folder, workers)
             write_record(folder / SIDES, sides)
         study = Study(
             task=task,
@@ -150,7 +149,7 @@ def validate(  # noqa: PLR0913 - what is compared, and then how
             seeds=seeds,
             device=device,
             folder=folder,
-            inspect=_inspection(task, device) if sharpness else None,
+            inspect=inspect,
             on_progress=on_progress,
             allowance=allowance,
             workers=workers,
@@ -190,7 +189,7 @@ def _metrics(task: Task, device: str) -> list[str]:
     return [*evaluate(task, build_model(task, device), [to_device(batch, device)], device)]
 
 
-def _match(task: Task, facts: TaskFacts, asked: Question) -> Sides:
+def _match(task: Task, facts: TaskFacts, asked: Question, folder: Path, workers: HowMany) -> Sides:
     """Give the candidate as much as the reference has, and tune both rates with equal effort."""
     candidate, reference = asked.candidate, asked.reference
     if asked.matched_by == "examples":
@@ -198,38 +197,21 @@ def _match(task: Task, facts: TaskFacts, asked: Question) -> Sides:
     else:
         updates = count_updates(reference.plan, facts)
         if asked.matched_by == "time":
-            pace = _update_seconds(task, reference.plan, asked.device)
-            ours = _update_seconds(task, candidate.plan, asked.device)
-            updates = max(1, round(updates * pace / ours))
+            ratio = pace_ratio(
+                task,
+                candidate.plan,
+                reference.plan,
+                device=asked.device,
+                workers=workers,
+                folder=folder,
+            )
+            updates = max(1, round(updates / ratio))
         plan = with_updates(candidate.plan, facts, updates)
     candidate = candidate.replace(plan=plan)
     if asked.tune_seconds is not None:
         candidate = _tuned(task, candidate, asked.tune_seconds, asked.device)
         reference = _tuned(task, reference, asked.tune_seconds, asked.device)
     return Sides(candidate=candidate, reference=reference)
-
-
-def _update_seconds(task: Task, plan: Plan, device: str) -> float:
-    """Seconds per update of the training loop, from a run that is long enough to tell.
-
-    Raises:
-        InvalidInputError: the batch changes on the way.
-        MeasurementError: the run diverged before it could be timed.
-    """
-    if plan.batch_schedule is not None:
-        found, hint = "a batch schedule matched by time", "--matched-by examples"
-        raise InvalidInputError(found, need="a batch that stays", hint=hint)
-    plan = with_target_out_of_reach(plan, plan.target or task.target)
-    updates = 8
-    while True:
-        with tempfile.TemporaryDirectory() as folder:
-            run = train(task, plan, folder, _TUNING_SEED, updates, device=device)
-        if run.outcome == "diverged":
-            hint = "lower its learning rate, or match by examples"
-            raise MeasurementError(f"timing: {run.message}", need="a side that trains", hint=hint)
-        if run.seconds >= _TIMED_SECONDS or run.updates < updates:
-            return run.seconds / run.updates
-        updates *= 4
 
 
 def _tuned(task: Task, side: Side, seconds: float, device: str) -> Side:
@@ -240,6 +222,8 @@ def _tuned(task: Task, side: Side, seconds: float, device: str) -> Side:
     choice = choose_rate(tuning)
     tried = ", ".join(format_number(trial.learning_rate) for trial in tuning.trials)
     found = "the best of" if choice.decided else "not shown to be beaten among"
+    if all(trial.diverged for trial in tuning.trials):
+        found = "kept, while training diverged at each of"
     return side.replace(
         plan=side.plan.replace(learning_rate=choice.rate),
         rate_from=f"{found} {tried} in short branches; first {side.rate_from}",
@@ -247,6 +231,12 @@ def _tuned(task: Task, side: Side, seconds: float, device: str) -> Side:
 
 
 def _inspection(task: Task, device: str) -> Inspect:
-    from rightbatch.validate.sharpness import inspect_sharpness
+    """What looks at a run's final weights, tried once before the first run.
 
+    Raises:
+        InvalidTaskError: the loss cannot be differentiated twice.
+    """
+    from rightbatch.validate.sharpness import check_sharpness, inspect_sharpness
+
+    check_sharpness(task, device=device)
     return lambda model: inspect_sharpness(task, model, device=device)

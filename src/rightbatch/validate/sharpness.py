@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rightbatch.core.errors import InvalidTaskError
-from rightbatch.tasks.build import collate, compute_loss, to_device
+from rightbatch.tasks.build import build_model, collate, compute_loss, to_device
 from rightbatch.tasks.task import Task
 
 SUBSET = 512
@@ -104,7 +104,11 @@ class Curvature:
 
     def gradient(self) -> Tensor:
         """Of the mean loss, [D]."""
-        return self._mean(lambda total: [_flat(torch.autograd.grad(total, self.parameters))])[0]
+
+        def once(total: Tensor) -> list[Tensor]:
+            return [_flat(torch.autograd.grad(total, self.parameters, materialize_grads=True))]
+
+        return self._mean(once)[0]
 
     def product(self, vector: Tensor) -> Tensor:
         """H v for a vector [D].
@@ -122,19 +126,10 @@ class Curvature:
         """
 
         def twice(total: Tensor) -> list[Tensor]:
-            gradient = torch.autograd.grad(total, self.parameters, create_graph=True)
-            return [
-                _flat(
-                    torch.autograd.grad(
-                        gradient,
-                        self.parameters,
-                        _split(vector, self.parameters),
-                        retain_graph=True,
-                        materialize_grads=True,
-                    )
-                )
-                for vector in vectors
-            ]
+            gradient = torch.autograd.grad(
+                total, self.parameters, create_graph=True, materialize_grads=True
+            )
+            return [self._image(gradient, vector) for vector in vectors]
 
         try:
             return self._mean(twice)
@@ -145,6 +140,19 @@ class Curvature:
             hint = "leave out --sharpness"
             need = "a loss that can be differentiated twice"
             raise InvalidTaskError(found, need=need, hint=hint) from error
+
+    def _image(self, gradient: Sequence[Tensor], vector: Tensor) -> Tensor:
+        """The derivative of gradient times vector; where nothing depends on the weights, it is 0."""
+        pieces = zip(gradient, _split(vector, self.parameters), strict=True)
+        curved = [(slope, piece) for slope, piece in pieces if slope.requires_grad]
+        if not curved:
+            return torch.zeros_like(vector)
+        slopes, along = zip(*curved, strict=True)
+        return _flat(
+            torch.autograd.grad(
+                slopes, self.parameters, along, retain_graph=True, materialize_grads=True
+            )
+        )
 
     def _mean(self, derive: Callable[[Tensor], Sequence[Tensor]]) -> list[Tensor]:
         """What is derived from each batch's total loss, summed over the batches, per target."""
@@ -240,6 +248,16 @@ def sam_sharpness(curvature: Curvature, rho: float = RHO, *, adaptive: bool = Fa
     after = curvature.loss()
     _set(curvature.parameters, weights)
     return after - before
+
+
+def check_sharpness(task: Task, *, device: str = "cpu") -> None:
+    """Refuse a task whose Hessian cannot be had, at fresh weights and before anything is trained.
+
+    Raises:
+        InvalidTaskError: the loss cannot be differentiated twice.
+    """
+    curvature = Curvature.at(task, build_model(task, device), device=device)
+    curvature.product(_flat([p.detach() for p in curvature.parameters]))
 
 
 def inspect_sharpness(task: Task, model: nn.Module, *, device: str = "cpu") -> dict[str, float]:

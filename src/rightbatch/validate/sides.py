@@ -12,6 +12,7 @@ from rightbatch.core.plan import Decision, Plan
 from rightbatch.core.recipe import Constants, Recipe, Target
 from rightbatch.core.units import format_number
 from rightbatch.plan.scaling import Move, move_constants, with_defaults
+from rightbatch.train.sampler import Windows
 
 
 def plan_side(plan: Plan, name: str) -> Side:
@@ -82,17 +83,20 @@ def at_batch(plan: Plan, facts: TaskFacts, batch_size: int) -> Plan:
 
 
 def with_examples(plan: Plan, facts: TaskFacts, like: Plan) -> Plan:
-    """A plan that processes as many examples as another does in all, with its schedule stretched."""
-    total = like.total_examples(like.global_batch_size, facts.num_train_examples)
-    scaled = _scaled_schedule(plan, facts, total)
-    return scaled.replace(epochs=total / facts.num_train_examples, steps=None)
+    """A plan that processes as many examples as another does in all, with its schedules stretched."""
+    total = _windows(like, facts).total_examples
+    ratio = total / _windows(plan, facts).total_examples
+    return _stretched(plan, ratio).replace(epochs=total / facts.num_train_examples, steps=None)
 
 
 def with_updates(plan: Plan, facts: TaskFacts, updates: int) -> Plan:
-    """A plan that makes so many updates, with its schedule stretched over them."""
-    counted = plan.replace(epochs=None, steps=updates)
-    total = counted.total_examples(plan.global_batch_size, facts.num_train_examples)
-    return _scaled_schedule(plan, facts, total).replace(epochs=None, steps=updates)
+    """A plan that makes so many updates, with its schedules stretched over them."""
+    longer, whole = plan.replace(epochs=None, steps=updates), _windows(plan, facts)
+    if plan.batch_schedule is None:
+        ratio = _windows(longer, facts).total_examples / whole.total_examples
+    else:  # what the updates come to in examples follows from the stretched batches
+        ratio = updates / sum(1 for _ in whole)
+    return _stretched(longer, ratio)
 
 
 def count_updates(plan: Plan, facts: TaskFacts) -> int:
@@ -119,14 +123,21 @@ def with_target_out_of_reach(plan: Plan, target: Target | None) -> Plan:
     return plan.replace(target=target.replace(value=never))
 
 
-def _scaled_schedule(plan: Plan, facts: TaskFacts, total: int) -> Plan:
-    """Keep warmup and milestones of the rate at the same share of the run."""
-    ratio = total / plan.total_examples(plan.global_batch_size, facts.num_train_examples)
+def _windows(plan: Plan, facts: TaskFacts) -> Windows:
+    return Windows.of(plan, facts.num_train_examples, seed=0)
+
+
+def _stretched(plan: Plan, ratio: float) -> Plan:
+    """Keep warmup, and milestones of rate and batch, at the same share of a run of another length."""
     if ratio == 1:
         return plan
     changes: dict[str, Any] = {"warmup_examples": round(plan.warmup_examples * ratio)}
     if plan.decay_at is not None:
         changes["decay_at"] = tuple(max(1, round(at * ratio)) for at in plan.decay_at)
+    if (grows := plan.batch_schedule) is not None:
+        # Of milestones that fall on the same example, the last holds: the others have no length.
+        placed = {round(start * ratio): size for start, size in grows.milestones}
+        changes["batch_schedule"] = grows.replace(milestones=tuple(placed.items()))
     return plan.replace(**changes)
 
 

@@ -48,6 +48,18 @@ def test_a_partial_update_is_refused() -> None:
         fork(trunk, batch_size=4, learning_rate=0.1).train(10)
 
 
+def test_branches_of_a_plan_with_another_optimizer_are_refused_before_anything_is_trained(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trained: list[int] = []
+    monkeypatch.setattr(rates, "trained_trunk", lambda *_, **__: trained.append(1))
+    other = plan(optimizer="adamw")
+    for measure in (measure_rates, measure_stability):
+        with pytest.raises(InvalidInputError, match="optimizer 'adamw', while the recipe has 'sgd'"):
+            [*measure(tiny_task(), other, device="cpu", seed=0, budget=Budget(seconds=1))]
+    assert trained == []
+
+
 def test_a_rate_that_is_far_too_small_is_replaced_by_one_beyond() -> None:
     slow = plan(learning_rate=1e-4, optimizer="sgd")
     *_, last = measure_rates(tiny_task(), slow, device="cpu", seed=0, budget=Budget(seconds=1))

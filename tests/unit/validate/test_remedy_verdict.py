@@ -12,7 +12,7 @@ from rightbatch.core.plan import Plan
 from rightbatch.core.recipe import Recipe
 from rightbatch.core.run import Outcome
 from rightbatch.report.validation_text import remedies_table, remedy_lines
-from rightbatch.validate.compare import compare
+from rightbatch.validate.compare import compare, comparison_lines
 from rightbatch.validate.remedy_verdict import each_level, judge_remedy
 from rightbatch.validate.statistics import LEVEL, paired_difference, seeds_until, share_closed
 
@@ -137,6 +137,27 @@ def test_runs_that_diverge_are_counted() -> None:
     once = with_losses(0.97, None, 0.97)
     assert once.verdict == "undecided"
     assert "no fair sample" in once.reason
+    assert once.more_seeds is None
+
+
+def test_a_reference_that_sometimes_diverges_leaves_a_remedy_undecided() -> None:
+    lost: list[float | None] = [None, None, None, *REFERENCE[3:]]
+    before = plain()
+    ours = [run for run in before.runs if run.side == "candidate"]
+    fields = {name: getattr(before, name) for name in ("task", "metric", "higher_is_better", "target")}
+    fields |= {name: getattr(before, name) for name in ("matched_by", "candidate", "margin")}
+    before = compare(
+        **fields,
+        reference=before.reference,
+        num_valid_examples=0,
+        runs=[*ours, *runs("reference", lost)],
+    )
+    for values in (REFERENCE, [None] * 5):
+        found = judge_remedy(REMEDY, runs("candidate", values), before, level=0.99)
+        assert (before.verdict, found.verdict, found.more_seeds) == ("undecided", "undecided", None)
+        assert "and 3 of the reference diverged" in found.reason
+    lines = comparison_lines(before)
+    assert "No number of seeds is foreseen to decide it while runs diverge." in lines
 
 
 def test_a_remedy_without_runs_says_whether_it_applies() -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -10,6 +11,7 @@ import sqlite3
 import time
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch import Tensor, nn
@@ -70,6 +72,36 @@ def test_the_training_metric_is_that_of_the_weights_at_the_end(tmp_path: Path) -
     assert run.train_metrics["mse"] == pytest.approx(float(((predicted - y) ** 2).mean()), rel=1e-5)
 
 
+def test_a_metric_that_is_undefined_on_training_data_is_missing_there(tmp_path: Path) -> None:
+    def evaluate(model: nn.Module, batches: Any) -> dict[str, float]:
+        seen = [*batches]
+        is_training = sum(len(y) for _, y in seen) == tiny.NUM_EXAMPLES
+        return tiny.mean_squared_error(model, seen) | {"recall": math.nan if is_training else 0.5}
+
+    valid = tiny.data(tiny.NUM_EXAMPLES + 2, seed=1)  # the gap looks at all 48 training examples
+    task = tiny.task(valid_data=valid, evaluate=evaluate)
+    found = validate(task, 16, out=tmp_path, seeds=2)
+    assert all(set(run.metrics) == {"mse", "recall"} for run in found.runs)
+    assert all(set(run.train_metrics) == {"mse"} for run in found.runs)
+    assert read_record(tmp_path / COMPARISON, Comparison) == found
+
+
+def test_an_undefined_metric_is_told_in_its_own_words_and_not_as_a_rate_too_high(
+    tmp_path: Path,
+) -> None:
+    def evaluate(model: nn.Module, batches: Any) -> dict[str, float]:
+        return {"mse": math.nan}
+
+    found = validate(tiny.task(evaluate=evaluate), 16, out=tmp_path, seeds=2)
+    text = " ".join(comparison_lines(found))
+    assert found.verdict == "undecided"
+    assert "learning rate" not in found.reason
+    for side, updates in (("candidate", 3), ("reference", 6)):
+        assert (
+            f"The {side} diverged with seed 0: evaluation after update {updates} gave mse = nan" in text
+        )
+
+
 def test_a_plan_held_against_itself_is_equivalent(tmp_path: Path) -> None:
     plan = Plan.from_recipe(tiny.task().recipe, "tiny")
     found = validate(tiny.task(), plan, out=tmp_path, seeds=2)
@@ -100,10 +132,24 @@ def test_equal_time_gives_as_many_updates_as_their_pace_allows(
 ) -> None:
     from rightbatch.validate import session
 
-    pace = {8: 0.002, 16: 0.003}
-    monkeypatch.setattr(session, "_update_seconds", lambda _, plan, __: pace[plan.global_batch_size])
+    monkeypatch.setattr(session, "pace_ratio", lambda *_, **__: 1.5)
     found = validate(tiny.task(), 16, out=tmp_path, seeds=2, matched_by="time")
     assert {run.updates for run in found.runs if run.side == "candidate"} == {16}  # of 24
+
+
+def test_the_answer_tells_how_equal_the_time_was_and_warns_where_it_was_not(tmp_path: Path) -> None:
+    found = validate(tiny.task(), 16, out=tmp_path, seeds=2)
+    ours, theirs = (
+        sum(run.seconds for run in found.runs if run.side == side)
+        for side in ("candidate", "reference")
+    )
+    assert found.seconds_ratio == pytest.approx(ours / theirs)
+    assert "Training time" not in " ".join(comparison_lines(found))
+    for ratio, is_unequal in ((0.95, False), (1.09, False), (1.2, True), (0.8, True)):
+        timed = found.replace(matched_by="time", seconds_ratio=ratio)
+        text = " ".join(comparison_lines(timed))
+        assert f"candidate over reference: {ratio:.2f}." in text
+        assert ("more than 10% from the equal time" in text) == is_unequal
 
 
 def test_runs_go_on_past_the_target_and_say_when_they_met_it(tmp_path: Path) -> None:
@@ -135,7 +181,7 @@ def test_a_side_that_always_diverges_is_worse_and_one_that_sometimes_does_undeci
     task = tiny.task()
     plan = Plan.from_recipe(task.recipe, "tiny", learning_rate=1e30)
     found = validate(task, plan, out=tmp_path, seeds=2)
-    assert (found.verdict, found.difference) == ("worse", None)
+    assert (found.verdict, found.difference, found.seconds_ratio) == ("worse", None, None)
     assert "2 of 2 runs of the candidate" in found.reason
     from rightbatch.validate.compare import compare
 
@@ -205,6 +251,22 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
 def test_rates_are_tried_on_both_sides(tmp_path: Path) -> None:
     found = validate(tiny.task(), 16, out=tmp_path, seeds=2, tune_seconds=0.2)
     assert all("in short branches" in side.rate_from for side in (found.candidate, found.reference))
+
+
+def test_a_rate_is_said_to_be_kept_where_all_that_were_tried_diverged(tmp_path: Path) -> None:
+    plan = Plan.from_recipe(tiny.task().recipe, "tiny", learning_rate=1e30)
+    found = validate(tiny.task(), plan, out=tmp_path, seeds=2, tune_seconds=0.1)
+    assert found.candidate.rate_from.startswith("kept, while training diverged at each of 5")
+    assert "diverged" not in found.reference.rate_from
+
+
+def test_rates_of_another_optimizer_than_the_recipes_are_refused_before_the_folder_is_begun(
+    tmp_path: Path,
+) -> None:
+    plan = Plan.from_recipe(tiny.task().recipe, "tiny", optimizer="adamw")
+    with pytest.raises(InvalidInputError, match="optimizer 'adamw', while the recipe has 'sgd'"):
+        validate(tiny.task(), plan, out=tmp_path / "study", seeds=2, tune_seconds=0.1)
+    assert not (tmp_path / "study").exists()
 
 
 def finished_runs(folder: Path) -> list[str]:
