@@ -53,7 +53,15 @@ def test_average_precision_is_its_definition_in_any_order_infinities_too(
 @pytest.mark.parametrize(
     "kind",
     [np.uint8, np.int64, np.float16, list, torch.tensor, torch.bfloat16, torch.float64],
-    ids=str,
+    ids=[
+        "uint8",
+        "int64",
+        "float16",
+        "list",
+        "tensor",
+        "bfloat16 with gradient",
+        "float64 with gradient",
+    ],
 )
 def test_scores_of_any_type_give_the_same_metrics(kind: Any) -> None:
     scores, positives = [200, 0, 5, 100, 30], [1, 0, 0, 1, 0]
