@@ -99,6 +99,17 @@ def test_without_plotly_the_verdict_is_given_and_the_missing_page_explained(
         (["--batch", "16", "--budget", "soon"], "--budget 'soon'", "write 20runs, or 10m"),
         (["--sweep", "2:8", "--budget", "soon"], "--budget 'soon'", "write 20runs, or 10m"),
         (["--sweep", "2:8", "--remedy"], "--remedy with --sweep", "--batch 256"),
+        (
+            ["--sweep", "2:8", "--against", "x.toml", "--margin", "-3", "--matched-by", "time"],
+            "--against, --margin, --matched-by with --sweep",
+            "--batch 256",
+        ),
+        (
+            ["--sweep", "2:8", "--tune-lr", "zzz", "--sharpness"],
+            "--tune-lr, --sharpness with --sweep",
+            "--batch 256",
+        ),
+        (["--sweep", "2:8", "--rates", "0"], "0 rates", "--rates 5"),
         (["--batch", "16", "--seeds", "1"], "1 seed(s)", "--seeds 3"),
         (["--batch", "16", "--margin", "0"], "margin = 0", "--margin 0.005"),
         ([], "nothing to compare", "--batch 256"),

@@ -69,7 +69,7 @@ def validate(  # noqa: PLR0913 - each its own
 
     Raises:
         InvalidInputError: not exactly one of --plan, --batch and --sweep is given, --rates without
-            --sweep, or --remedy with it.
+            --sweep, or with it what only a comparison of two sides uses.
     """
     given = [f"--{n}" for n, v in (("plan", plan), ("batch", batch), ("sweep", sweep)) if v is not None]
     if len(given) != 1:
@@ -81,15 +81,23 @@ def validate(  # noqa: PLR0913 - each its own
     at_once = option("--workers", parse_workers, workers)
     runs, until = option("--budget", parse_allowance, budget) if budget else (None, None)
     if sweep is not None:
-        if remedy:
-            found, hint = "--remedy with --sweep", "--batch 256"
+        of_two_sides = {
+            "--against": against != "recipe",
+            "--margin": margin != 0.005,
+            "--matched-by": matched_by != "examples",
+            "--tune-lr": tune_lr is not None,
+            "--sharpness": sharpness,
+            "--remedy": remedy,
+        }
+        if unused := [name for name, is_given in of_two_sides.items() if is_given]:
+            found, hint = f"{', '.join(unused)} with --sweep", "--batch 256, or leave it out"
             raise InvalidInputError(found, need="a comparison of two sides", hint=hint)
         from rightbatch.cli.sweep import run_sweep
 
         return run_sweep(
             task,
             option("--sweep", parse_range, sweep),
-            rates=rates or 3,
+            rates=3 if rates is None else rates,
             seeds=seeds,
             budget=(runs, until),
             workers=at_once,

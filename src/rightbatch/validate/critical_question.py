@@ -59,7 +59,7 @@ def pose_question(
         need = f"two or more that double, up to the {num:,} training examples"
         raise InvalidInputError(found, need=need, hint="--batch 32:1024")
     saved = points if isinstance(points, Mapping) else {}
-    if not saved and (not points or min(points) < 0 or max(points) > 1):
+    if not saved and not (points and all(0 <= share <= 1 for share in points)):
         found, hint = f"points {', '.join(f'{p:g}' for p in points)}", "--points 0.05,0.2,0.5"
         raise InvalidInputError(found, need="shares of the recipe's run, from 0 to 1", hint=hint)
     if seeds < 2 or not 0 < tolerance < math.inf:

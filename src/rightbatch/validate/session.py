@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +20,8 @@ from rightbatch.measure.rates import check_optimizer, measure_rates
 from rightbatch.tasks.build import build_model, join, to_device
 from rightbatch.tasks.check import check_task, evaluate
 from rightbatch.tasks.task import Task
-from rightbatch.train.check import check_plan
+from rightbatch.train.check import check_plan, check_run
+from rightbatch.train.sampler import Windows
 from rightbatch.validate.allowance import Allowance
 from rightbatch.validate.compare import compare, metric_to_judge
 from rightbatch.validate.ledger import finished, same_question, sole_owner
@@ -135,6 +137,8 @@ def validate(  # noqa: PLR0913 - what is compared, and then how
         sharpness=sharpness,
         device=device,
     )
+    if matched_by != "time":  # whose length is known once both sides have been timed
+        _check_runs(task, (_candidate_plan(facts, asked), reference.plan), device)
     with sole_owner(folder):
         same_question(folder / QUESTION, asked, frozenset({"seeds"}))
         sides = finished(folder / SIDES, Sides)
@@ -192,26 +196,36 @@ def _metrics(task: Task, device: str) -> list[str]:
 def _match(task: Task, facts: TaskFacts, asked: Question, folder: Path, workers: HowMany) -> Sides:
     """Give the candidate as much as the reference has, and tune both rates with equal effort."""
     candidate, reference = asked.candidate, asked.reference
-    if asked.matched_by == "examples":
-        plan = with_examples(candidate.plan, facts, reference.plan)
-    else:
-        updates = count_updates(reference.plan, facts)
-        if asked.matched_by == "time":
-            ratio = pace_ratio(
-                task,
-                candidate.plan,
-                reference.plan,
-                device=asked.device,
-                workers=workers,
-                folder=folder,
-            )
-            updates = max(1, round(updates / ratio))
-        plan = with_updates(candidate.plan, facts, updates)
-    candidate = candidate.replace(plan=plan)
+    pace = 1.0
+    if asked.matched_by == "time":
+        pace = pace_ratio(
+            task, candidate.plan, reference.plan, device=asked.device, workers=workers, folder=folder
+        )
+    candidate = candidate.replace(plan=_candidate_plan(facts, asked, pace))
+    if asked.matched_by == "time":
+        _check_runs(task, (candidate.plan, reference.plan), asked.device)
     if asked.tune_seconds is not None:
         candidate = _tuned(task, candidate, asked.tune_seconds, asked.device)
         reference = _tuned(task, reference, asked.tune_seconds, asked.device)
     return Sides(candidate=candidate, reference=reference)
+
+
+def _candidate_plan(facts: TaskFacts, asked: Question, pace: float = 1.0) -> Plan:
+    """The candidate at its matched length, where an update takes ``pace`` times the reference's."""
+    if asked.matched_by == "examples":
+        return with_examples(asked.candidate.plan, facts, asked.reference.plan)
+    updates = count_updates(asked.reference.plan, facts)
+    return with_updates(asked.candidate.plan, facts, max(1, round(updates / pace)))
+
+
+def _check_runs(task: Task, plans: Sequence[Plan], device: str) -> None:
+    """Refuse what a run of either side would refuse, before one of the other side has been made.
+
+    Raises:
+        InvalidInputError: BatchNorm cannot normalise the one example of some micro-batch.
+    """
+    for plan in plans:
+        check_run(task, plan, Windows.of(plan, task.num_train_examples, seed=0), device)
 
 
 def _tuned(task: Task, side: Side, seconds: float, device: str) -> Side:

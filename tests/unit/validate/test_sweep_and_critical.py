@@ -196,7 +196,12 @@ def test_equal_branches_keep_up_and_a_batch_that_hardly_moves_does_not(
 def test_branches_that_cannot_answer_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="batch sizes 4, 12"):
         measure_critical(task(), [4, 12], out=tmp_path)
-    with pytest.raises(InvalidInputError, match=r"points 1\.5"):
-        measure_critical(task(), [4, 8], out=tmp_path, points=(1.5,))
+    for points, found in (
+        ((1.5,), r"points 1\.5"),
+        ((0.1, math.nan), r"points 0\.1, nan"),
+        ((), "points"),
+    ):
+        with pytest.raises(InvalidInputError, match=found):
+            measure_critical(task(), [4, 8], out=tmp_path, points=points)
     with pytest.raises(InvalidInputError, match=r"1 seed"):
         measure_critical(task(), [4, 8], out=tmp_path, seeds=1)

@@ -23,7 +23,7 @@ from rightbatch.core.plan import Plan
 from rightbatch.core.recipe import Recipe, Target
 from rightbatch.core.store import read_record
 from rightbatch.tasks.task import Loss
-from rightbatch.validate import pairs
+from rightbatch.validate import pairs, session
 from rightbatch.validate.compare import comparison_lines
 from rightbatch.validate.ledger import LEDGER, StudyStoppedError, open_ledger, sole_owner
 from rightbatch.validate.session import COMPARISON, validate
@@ -130,8 +130,6 @@ def test_the_candidate_gets_as_much_as_the_reference(
 def test_equal_time_gives_as_many_updates_as_their_pace_allows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rightbatch.validate import session
-
     monkeypatch.setattr(session, "pace_ratio", lambda *_, **__: 1.5)
     found = validate(tiny.task(), 16, out=tmp_path, seeds=2, matched_by="time")
     assert {run.updates for run in found.runs if run.side == "candidate"} == {16}  # of 24
@@ -246,6 +244,18 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
         validate(tiny.task(valid_data=None, target=None), 16, out=tmp_path)
     with pytest.raises(InvalidInputError, match="metrics mse and no target"):
         validate(tiny.task(target=None), 16, out=tmp_path)
+
+
+@pytest.mark.parametrize("matched_by", ["examples", "updates", "time"])
+def test_what_the_candidate_cannot_train_is_refused_before_the_reference_is_trained(
+    matched_by: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "pace_ratio", lambda *_, **__: 1.0)
+    folder = tmp_path / "study"
+    with pytest.raises(InvalidInputError, match="a micro-batch of 1 example"):  # 47 + 1
+        validate(tiny.task(model=tiny.batch_norm), 47, out=folder, seeds=2, matched_by=matched_by)
+    assert not (folder / "runs").exists()
+    assert folder.exists() == (matched_by == "time")
 
 
 def test_rates_are_tried_on_both_sides(tmp_path: Path) -> None:
