@@ -24,6 +24,8 @@ from rightbatch.core.recipe import Target
 from rightbatch.core.sweep import Arm, ArmOutcome
 from rightbatch.fit.hyperbola import Steps
 from rightbatch.measure.pilot import Pilot
+from rightbatch.plan.inputs import refuse_if_met
+from rightbatch.tasks.build import build_model
 from rightbatch.tasks.check import evaluate
 from rightbatch.tasks.task import Task
 from rightbatch.validate.allowance import Allowance
@@ -75,6 +77,19 @@ class ArmJob:
     def key(self) -> str:
         """Its name in the ledger."""
         return f"batch {self.batch_size}, {self.factor:g} x the rate, seed {self.seed}"
+
+
+def check_start(task: Task, target: Target, seeds: int, device: str) -> None:
+    """Refuse a target that is met before any training.
+
+    Raises:
+        InvalidInputError: the untrained model of a seed meets it.
+        InvalidTaskError: there is no validation data.
+    """
+    validation = _validation(task)
+    for seed in range(seeds):
+        untrained = evaluate(task, build_model(task, device, seed), validation, device)[target.metric]
+        refuse_if_met(target, untrained, hint="give the task a harder target=rb.Target(...)")
 
 
 def run_sweep(

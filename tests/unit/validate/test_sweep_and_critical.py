@@ -1,20 +1,26 @@
 """Sweeps and branches of a tiny task: each run once, answers with every run behind them."""
 
 import math
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import tiny
-from rightbatch.core.errors import InvalidInputError, InvalidTaskError, MeasurementError
+from rightbatch.core.errors import InvalidInputError, InvalidTaskError
 from rightbatch.core.plan import Interval
 from rightbatch.core.recipe import Recipe, Target
-from rightbatch.core.store import read_record
+from rightbatch.core.store import read_record, write_record
 from rightbatch.core.sweep import Arm, Critical, Sweep
 from rightbatch.report.branch_plot import plot_branches
 from rightbatch.report.steps_plot import plot_steps
-from rightbatch.report.steps_text import branch_table, critical_lines, steps_table, sweep_lines
+from rightbatch.report.steps_text import (
+    branch_table,
+    critical_lines,
+    definitions_table,
+    steps_table,
+    sweep_lines,
+)
 from rightbatch.tasks.task import Task
 from rightbatch.validate import critical as critical_module
 from rightbatch.validate import sweep as sweep_module
@@ -79,8 +85,7 @@ def test_a_sweep_trains_each_arm_once_and_reads_back_the_same(
 
 
 def test_every_batch_tries_as_many_rates_as_asked_for(tmp_path: Path) -> None:
-    with suppress(MeasurementError):  # so few runs may carry no fit
-        sweep(task(), SIZES, out=tmp_path, rates=5, seeds=1, noise_seconds=0)
+    sweep(task(), SIZES, out=tmp_path, rates=5, seeds=1, noise_seconds=0)
     with open_ledger(tmp_path / LEDGER) as ledger:
         made = {*ledger.keys()}
     for size in SIZES:
@@ -140,10 +145,47 @@ def test_a_target_that_nothing_reaches_is_said_with_the_number_of_batches_that_d
     tmp_path: Path,
 ) -> None:
     hard = task(target=Target("mse", 1e-9, higher_is_better=False))
-    with pytest.raises(MeasurementError, match="reached at 0 batch sizes"):
-        sweep(hard, [8, 16, 32], out=tmp_path, seeds=1, noise_seconds=0)
-    with open_ledger(tmp_path / LEDGER) as ledger:
-        assert len(ledger.keys()) == 9  # and every run is kept
+    found = sweep(hard, [8, 16, 32], out=tmp_path, seeds=1, noise_seconds=0)
+    assert read_record(tmp_path / SWEEP, Sweep) == found
+    assert (found.critical_batch_size, found.points, found.missed) == (None, (), (8, 16, 32))
+    assert len(found.arms) == 9  # and every run is kept
+    assert "reached at 0 batch size(s)" in sweep_lines(found)[0]
+    assert definitions_table(found.definitions).rows[0][:2] == ("B_crit", "not bounded")
+
+
+@pytest.mark.parametrize(
+    ("steps", "bound", "advice", "regime"),
+    [
+        (lambda b: 4096 / b, "64 or more", "sweep larger batches", "perfect scaling"),
+        (lambda _: 50.0, "up to 2", "sweep smaller ones", "stagnation"),
+    ],
+)
+def test_steps_without_a_bend_are_answered_with_a_bound(
+    steps: Callable[[int], float], bound: str, advice: str, regime: str, tmp_path: Path
+) -> None:
+    sizes = [2, 8, 32, 64]
+    found = summarise([arm(b, 1.0, s, steps(b)) for b in sizes for s in (0, 1)], question(sizes))
+    write_record(tmp_path / SWEEP, found)
+    assert read_record(tmp_path / SWEEP, Sweep) == found
+    assert found.critical_batch_size is None
+    assert {point.regime for point in found.points} == {regime}
+    line = sweep_lines(found)[0]
+    assert bound in line
+    assert advice in line
+    assert definitions_table(found.definitions).rows[0][1] == bound
+    assert len(steps_table(found).rows) == 4
+    traces = {trace.name for trace in plot_steps(found).data}
+    assert traces == {"seed 0, at the best rate", "seed 1, at the best rate"}
+
+
+def test_a_target_that_is_met_before_any_training_is_refused_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    met = task(target=Target("mse", 1e6, higher_is_better=False))
+    monkeypatch.setattr(sweep_module, "_train_arm", None)
+    with pytest.raises(InvalidInputError, match="before any training; need a target that training"):
+        sweep(met, SIZES, out=tmp_path, seeds=1, noise_seconds=0)
+    assert not (tmp_path / "question.json").exists()
 
 
 def test_sweeps_that_cannot_answer_are_refused(tmp_path: Path) -> None:

@@ -214,8 +214,7 @@ def slow_sweep(folder: Path) -> None:
             (folder / "pids" / str(os.getpid())).touch()
         time.sleep(0.001)
 
-    with suppress(MeasurementError):  # so few runs carry no fit
-        swept(folder, task(note), seeds=1)
+    swept(folder, task(note), seeds=1)
     (folder / "done").touch()
 
 
@@ -239,8 +238,7 @@ def test_kills_of_the_parent_lose_and_repeat_nothing_and_leave_nobody_behind(tmp
         kept = now
     assert kills >= 2
     assert len(kept) == len({*kept})
-    with pytest.raises(MeasurementError, match="need a bend"):
-        swept(tmp_path / "whole", task(), 1, seeds=1)
+    swept(tmp_path / "whole", task(), 1, seeds=1)
     assert answers(tmp_path) == answers(tmp_path / "whole")
 
 
