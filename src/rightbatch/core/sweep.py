@@ -72,7 +72,7 @@ class Sweep(Record):
     """Root mean square of the fit's residuals; None where there is no fit."""
     points: tuple[SweepPoint, ...]
     missed: tuple[int, ...]
-    """Batch sizes at which no rate reached the target with every seed; not in the fit."""
+    """Batch sizes at which no rate reached the target with every seed before it was given up."""
     definitions: tuple[Definition, ...]
     predicted: Interval | None
     """Critical batch size that a pilot's noise scale predicts; None where noise was not measured."""

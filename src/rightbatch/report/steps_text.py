@@ -40,8 +40,8 @@ def sweep_lines(sweep: Sweep) -> list[str]:
     if sweep.missed:
         sizes = ", ".join(map(str, sweep.missed))
         lines.append(
-            f"Not in the fit: batch {sizes}, where no rate reached the target with every seed within"
-            f" {sweep.most_examples:,} examples."
+            f"Not in the fit: batch {sizes}, where no rate reached the target with every seed before a"
+            f" run was given up, after {sweep.most_examples:,} examples at the latest."
         )
     if any(point.on_edge for point in sweep.points):
         lines.append("Where the best rate is on the edge of those tried, fewer steps may be possible.")

@@ -2,8 +2,9 @@
 
 Rates are constant along a run, so that the steps to the target do not depend on where a schedule was
 meant to end. Each batch size finds its own best rate: half, once and twice the rule's, and one beyond
-while the outermost is best. A run is given up after twice the examples that the best rate of its batch
-and seed needed, and counts as censored.
+while the outermost is best. A run is given up, and counts as censored, after twice the updates that its
+batch and seed needed: in the first seed with the best rate so far, in the others with the best that
+reached the target with every seed, so that this one remains.
 """
 
 from __future__ import annotations
@@ -143,15 +144,31 @@ def _first_seed(study: SweepStudy, size: int, board: Board) -> Chain:
         if at == len(factors) and len(factors) < study.rates + MORE_RATES:
             factors += _beyond(updates)
     board.expected += study.seeds * (len(factors) - study.rates - 1)
-    best_first = sorted(factors, key=updates.__getitem__)
-    return [_other_seed(size, best_first, seed) for seed in range(1, study.seeds)]
+    return [_other_seeds(size, updates, range(1, study.seeds))]
 
 
-def _other_seed(size: int, factors: Sequence[float], seed: int) -> Chain:
-    shortest = math.inf
+def _other_seeds(size: int, updates: dict[float, float], seeds: range) -> Chain:
+    """Repeat rates, best first, until one reached with every seed; it then limits what is left."""
+    best_first = sorted(updates, key=updates.__getitem__)
+    left = {seed: list(best_first) for seed in seeds}
+    limits = dict.fromkeys(seeds, math.inf)
+    for factor in best_first:
+        if math.isinf(updates[factor]):
+            break
+        for seed in seeds:
+            left[seed].remove(factor)
+            took = _reached_after(cast(Arm, (yield ArmJob(size, factor, seed, math.inf))))
+            if math.isinf(took):
+                break
+            limits[seed] = HOPELESS * took
+        else:
+            break
+    return [_rest(size, factors, seed, limits[seed]) for seed, factors in left.items()]
+
+
+def _rest(size: int, factors: Sequence[float], seed: int, most_updates: float) -> Chain:
     for factor in factors:
-        arm = cast(Arm, (yield ArmJob(size, factor, seed, HOPELESS * shortest)))
-        shortest = min(shortest, _reached_after(arm))
+        yield ArmJob(size, factor, seed, most_updates)
     return []
 
 

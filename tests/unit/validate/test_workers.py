@@ -1,5 +1,6 @@
 """Studies on several processes: the same runs, whoever dies or is stopped on the way."""
 
+import math
 import multiprocessing
 import os
 import random
@@ -31,10 +32,11 @@ from rightbatch.core.record import Record
 from rightbatch.core.run import Run
 from rightbatch.core.store import read_record
 from rightbatch.core.sweep import Arm
+from rightbatch.fit.hyperbola import best_rates
 from rightbatch.tasks.task import Loss, Task
 from rightbatch.validate.ledger import LEDGER, StudyStoppedError, open_ledger
 from rightbatch.validate.session import COMPARISON, validate
-from rightbatch.validate.sweep import ArmJob, SweepStudy, _first_seed
+from rightbatch.validate.sweep import ArmJob, SweepStudy, _first_seed, steps_of
 from rightbatch.validate.sweep_session import sweep
 from rightbatch.validate.work import Board, Job, run_chains
 from rightbatch.validate.workers import HowMany
@@ -110,7 +112,7 @@ class _Shuffled:
     def wait(self) -> Iterator[tuple[Job, Record]]:
         for _ in range(self.rng.randint(1, len(self.jobs))):
             job = self.jobs.pop(self.rng.randrange(len(self.jobs)))
-            updates = self.updates(job)
+            updates, most = self.updates(job), min(job.most_updates, 10_000)
             yield (
                 job,
                 Arm(
@@ -118,8 +120,8 @@ class _Shuffled:
                     factor=job.factor,
                     learning_rate=job.factor,
                     seed=job.seed,
-                    outcome="reached" if updates <= job.most_updates else "censored",
-                    updates=min(updates, job.most_updates),
+                    outcome="reached" if updates <= most else "censored",
+                    updates=min(updates, most),
                     value=0.0,
                 ),
             )
@@ -345,3 +347,21 @@ def test_stops_are_listened_to_in_the_main_thread_alone(tmp_path: Path) -> None:
     thread.start()
     thread.join()
     assert len(found[0].arms) == len(entries(tmp_path))
+
+
+def test_a_rate_that_fails_with_one_seed_does_not_end_the_one_that_reaches_with_all() -> None:
+    study = cast(SweepStudy, type("S", (), {"rates": 3, "seeds": 3, "batch_sizes": (64,)}))
+    steps = {0.5: (340.0, 350.0, 360.0), 1.0: (180.0, 170.0, 175.0), 2.0: (100.0, 80.0, math.inf)}
+
+    def updates(job: ArmJob) -> float:
+        return steps.get(job.factor, (math.inf,) * 3)[job.seed]
+
+    workers = _Shuffled(updates, random.Random(0), 2)
+    board = Board("sweep", 12, None)
+    chains = [_first_seed(study, 64, board)]
+    done = run_chains(chains, Arm, workers=workers, ledger=_Empty(), board=board)  # type: ignore[arg-type]
+    arms = [found for _, found in done]
+    (best,) = best_rates(steps_of(arms))
+    assert best.factor == 1.0
+    limits = {(job.factor, job.seed): job.most_updates for job in workers.asked}
+    assert [limits[0.5, seed] for seed in (1, 2)] == [340.0, 350.0]  # and the rest is still cut short
