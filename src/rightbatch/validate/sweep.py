@@ -28,9 +28,10 @@ from rightbatch.measure.pilot import Pilot
 from rightbatch.plan.inputs import refuse_if_met
 from rightbatch.tasks.build import build_model
 from rightbatch.tasks.check import evaluate
+from rightbatch.tasks.order import fixed_sample
 from rightbatch.tasks.task import Task
 from rightbatch.validate.allowance import Allowance
-from rightbatch.validate.branching import branch, plan_for
+from rightbatch.validate.branching import averaged_model, branch, plan_for
 from rightbatch.validate.ledger import LEDGER, BudgetEndedError, open_ledger
 from rightbatch.validate.work import Board, Chain, Job, Tell, run_chains
 from rightbatch.validate.workers import HowMany, workers_for
@@ -44,7 +45,7 @@ HOPELESS = 2.0
 EVALUATIONS = 100
 """In the longest run; the target is met on the line between two."""
 EVALUATED = 2000
-"""Most validation examples, the first ones."""
+"""Most validation examples."""
 _EVALUATION_BATCH = 500
 
 
@@ -193,7 +194,7 @@ def _train_arm(study: SweepStudy, job: Job, tell: Tell) -> Arm:
     plan = plan_for(study.facts, size)
     run = branch(Pilot(task, study.device, job.seed, study.most_examples), plan, job.factor)
     every = max(1, round(study.most_examples / EVALUATIONS / size))
-    validation = _validation(task)
+    validation, evaluated = _validation(task), averaged_model(run, plan)
     updates, before = 0, _metric(study, run.model, validation)
     outcome: ArmOutcome = "censored"
     reached = 0.0
@@ -204,7 +205,7 @@ def _train_arm(study: SweepStudy, job: Job, tell: Tell) -> Arm:
         if run.diverged:
             outcome, reached = "diverged", float(updates)
             break
-        now = _metric(study, run.model, validation)
+        now = _metric(study, evaluated, validation)
         if target.is_reached(now):
             share = (target.value - before) / (now - before) if now != before else 1.0
             outcome, reached = "reached", updates - every + min(max(share, 0.0), 1.0) * every
@@ -223,7 +224,7 @@ def _train_arm(study: SweepStudy, job: Job, tell: Tell) -> Arm:
 
 
 def _validation(task: Task) -> list[Any]:
-    """Batches of the first validation examples.
+    """Batches of validation examples, the same ones for every run.
 
     Raises:
         InvalidTaskError: there are none.
@@ -231,7 +232,7 @@ def _validation(task: Task) -> list[Any]:
     if task.valid_data is None:
         found, hint = "no valid_data", "give the task validation data"
         raise InvalidTaskError(found, need="data to meet the target on", hint=hint)
-    held_out = Subset(task.valid_data, range(min(EVALUATED, task.num_valid_examples)))
+    held_out = Subset(task.valid_data, fixed_sample(task.num_valid_examples, EVALUATED))
     return list(DataLoader(held_out, batch_size=_EVALUATION_BATCH, collate_fn=task.collate))
 
 

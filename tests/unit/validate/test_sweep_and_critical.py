@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from torch.utils.data import TensorDataset
 
 import tiny
 from rightbatch.core.errors import InvalidInputError, InvalidTaskError
@@ -242,3 +244,29 @@ def test_branches_that_cannot_answer_are_refused(tmp_path: Path) -> None:
         measure_critical(task(), [4, 8], out=tmp_path, points=(1.5,))
     with pytest.raises(InvalidInputError, match=r"1 seed"):
         measure_critical(task(), [4, 8], out=tmp_path, seeds=1)
+
+
+def test_the_target_is_judged_on_examples_of_every_part_of_the_validation_data(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sweep_module, "EVALUATED", 6)
+    x = torch.arange(12.0).reshape(12, 1)
+    seen = torch.cat([b[0] for b in sweep_module._validation(task(valid_data=TensorDataset(x, x)))])
+    assert len(seen) == 6
+    assert seen.max() > 6
+    few = torch.cat([
+        b[0] for b in sweep_module._validation(task(valid_data=TensorDataset(x[:5], x[:5])))
+    ])
+    assert few.flatten().tolist() == [0, 1, 2, 3, 4]
+
+
+def test_averaged_weights_are_judged_where_the_recipe_averages(tmp_path: Path) -> None:
+    constants = Recipe(optimizer="sgd", lr=0.05, batch_size=8, epochs=5)
+    plain = sweep(task(recipe=constants), SIZES, out=tmp_path / "p", seeds=1, noise_seconds=0)
+    slow = task(recipe=constants.replace(ema_decay=0.9))
+    averaged = sweep(slow, SIZES, out=tmp_path / "a", seeds=1, noise_seconds=0)
+    took = [
+        next(a.updates for a in found.arms if (a.batch_size, a.factor) == (4, 1.0))
+        for found in (plain, averaged)
+    ]
+    assert took[1] > took[0] + 3  # the average lags by about 1 / (1 - 0.9) updates
