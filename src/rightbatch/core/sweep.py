@@ -25,7 +25,7 @@ class Arm(Record):
     updates: float
     """To the target, interpolated between two evaluations, or trained in all."""
     value: float | None
-    """Of the metric at the last evaluation."""
+    """Of the metric at the last evaluation before the target; None where it was not finite."""
 
 
 class Definition(Record):
@@ -77,6 +77,8 @@ class Sweep(Record):
     predicted: Interval | None
     """Critical batch size that a pilot's noise scale predicts; None where noise was not measured."""
     noise_scale: Interval | None
+    noise_missing: str | None = None
+    """Why a pilot that was asked for gave no noise scale."""
     arms: tuple[Arm, ...]
 
 

@@ -54,6 +54,8 @@ def sweep_lines(sweep: Sweep) -> list[str]:
             f"A pilot's noise scale of {interval_text(sweep.noise_scale)} predicts"
             f" {interval_text(sweep.predicted)}{found}."
         )
+    if sweep.noise_missing is not None:
+        lines.append(f"No number is predicted beside it: {sweep.noise_missing}.")
     return lines
 
 

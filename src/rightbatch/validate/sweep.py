@@ -202,12 +202,12 @@ def _train_arm(study: SweepStudy, job: Job, tell: Tell) -> Arm:
     while updates < most_updates:
         run.train(every * size)
         updates += every
-        if run.diverged:
+        now = math.nan if run.diverged else _metric(study, evaluated, validation)
+        if not math.isfinite(now):
             outcome, reached = "diverged", float(updates)
             break
-        now = _metric(study, evaluated, validation)
         if target.is_reached(now):
-            share = (target.value - before) / (now - before) if now != before else 1.0
+            share = (target.value - before) / (now - before) if math.isfinite(before) else 1.0
             outcome, reached = "reached", updates - every + min(max(share, 0.0), 1.0) * every
             break
         before, reached = now, float(updates)
@@ -219,7 +219,7 @@ def _train_arm(study: SweepStudy, job: Job, tell: Tell) -> Arm:
         seed=job.seed,
         outcome=outcome,
         updates=max(reached, 1.0),
-        value=None if outcome == "diverged" else before,
+        value=before if outcome != "diverged" and math.isfinite(before) else None,
     )
 
 

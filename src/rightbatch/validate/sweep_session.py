@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from rightbatch.core.errors import InvalidInputError, InvalidTaskError
+from rightbatch.core.errors import InvalidInputError, InvalidTaskError, RightBatchError
 from rightbatch.core.plan import Interval
 from rightbatch.core.progress import OnProgress
 from rightbatch.core.recipe import Target
@@ -117,9 +117,12 @@ def sweep(  # noqa: PLR0913 - what is swept, and then how
     )
     with sole_owner(folder):
         same_question(folder / "question.json", asked, frozenset({"seeds"}))
-        noise, predicted = None, None
+        noise, predicted, missing = None, None, None
         if noise_seconds:
-            noise, predicted = _noise(task, folder, device, noise_seconds)
+            try:
+                noise, predicted = _noise(task, folder, device, noise_seconds)
+            except RightBatchError as error:
+                missing = error.found
         study = SweepStudy(
             task=task,
             facts=facts,
@@ -133,7 +136,7 @@ def sweep(  # noqa: PLR0913 - what is swept, and then how
         )
         allowance = Allowance(budget_runs, budget_seconds)
         arms = run_sweep(study, allowance=allowance, workers=workers, on_progress=on_progress)
-        found = summarise(arms, asked, noise=noise, predicted=predicted)
+        found = summarise(arms, asked, noise=noise, predicted=predicted).replace(noise_missing=missing)
         write_record(folder / SWEEP, found)
     return found
 

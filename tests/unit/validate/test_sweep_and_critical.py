@@ -3,9 +3,11 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import TensorDataset
 
 import tiny
@@ -270,3 +272,31 @@ def test_averaged_weights_are_judged_where_the_recipe_averages(tmp_path: Path) -
         for found in (plain, averaged)
     ]
     assert took[1] > took[0] + 3  # the average lags by about 1 / (1 - 0.9) updates
+
+
+def test_a_metric_that_is_not_a_number_ends_a_run_as_diverged_and_not_the_sweep(tmp_path: Path) -> None:
+    def undefined_for_large(model: nn.Module, batches: Any) -> dict[str, float]:
+        found = tiny.mean_squared_error(model, batches)["mse"]
+        return {"mse": found if found < 20 else math.nan}
+
+    hot = Recipe(optimizer="sgd", lr=0.4, batch_size=8, epochs=5)
+    found = sweep(
+        task(evaluate=undefined_for_large, recipe=hot), SIZES, out=tmp_path, seeds=1, noise_seconds=0
+    )
+    lost = [arm for arm in found.arms if arm.outcome == "diverged"]
+    assert lost
+    assert {arm.value for arm in lost} == {None}
+    assert any(arm.outcome == "reached" for arm in found.arms)
+
+
+def test_a_sweep_goes_on_without_a_pilot_that_cannot_run(tmp_path: Path) -> None:
+    found = sweep(
+        task(recipe=Recipe(optimizer="sgd", lr=1e30, batch_size=8, epochs=5)),
+        SIZES,
+        out=tmp_path,
+        seeds=1,
+        noise_seconds=1,
+    )
+    assert read_record(tmp_path / SWEEP, Sweep) == found
+    assert (found.predicted, found.noise_scale) == (None, None)
+    assert "No number is predicted beside it: the loss is" in sweep_lines(found)[-1]
