@@ -18,6 +18,8 @@ from rightbatch.core.errors import InvalidInputError
 from rightbatch.validate.student import t_quantile
 
 LEVEL = 0.95
+ALIKE = 1e-5
+"""Of a difference: what single precision leaves between those that are equal."""
 MOST_SEEDS = 100
 """Further seeds beyond which no promise is made."""
 
@@ -31,7 +33,8 @@ def paired_difference(
         differences: one per seed.
         level: two-sided.
         step: in which the metric moves. Rounding to it hides a spread of step / sqrt(6), which a few
-            equal differences must not be taken for none.
+            equal differences must not be taken for none. Where it is 0, not known, equal differences
+            count as one step each; those of 0 are runs that end alike.
 
     >>> paired_difference([0.01, 0.02, 0.03]).value
     0.02
@@ -214,16 +217,21 @@ def cost_ratio(pairs: Sequence[Cost]) -> tuple[Difference | None, float | None, 
 
 
 def metric_step(values: Sequence[float], num_examples: int) -> float:
-    """1 / examples where every value is a whole number of examples, as an accuracy is; else 0.
+    """What one example is worth where every value is a share or per cent of them; else 0.
 
-    >>> metric_step([0.75, 0.5], 4), metric_step([0.3333], 4)
-    (0.25, 0.0)
+    >>> metric_step([0.75, 0.5], 4), metric_step([75.0, 0.5], 4), metric_step([75.0, 50.0], 4)
+    (0.25, 0.0, 25.0)
     """
-    counts = [value * num_examples for value in values]
-    whole = all(0 <= v <= 1 for v in values) and all(abs(c - round(c)) < 1e-3 for c in counts)
-    return 1 / num_examples if whole and num_examples else 0.0
+    for whole in (1.0, 100.0):
+        counts = [value / whole * num_examples for value in values]
+        if all(0 <= c <= num_examples and abs(c - round(c)) < 1e-3 for c in counts):
+            return whole / num_examples if num_examples else 0.0
+    return 0.0
 
 
 def _spread(values: Sequence[float], step: float) -> float:
     """Standard deviation, and at least what the steps of both metrics hide."""
-    return max(float(np.std(np.asarray(values, float), ddof=1)), step / math.sqrt(6))
+    spread, mean = float(np.std(np.asarray(values, float), ddof=1)), abs(float(np.mean(values)))
+    if not step and spread <= ALIKE * mean:
+        step = mean
+    return max(spread, step / math.sqrt(6))

@@ -63,13 +63,35 @@ def test_one_pair_or_none_decides_nothing() -> None:
 
 def test_equal_differences_of_a_metric_that_moves_in_steps_are_not_taken_for_certainty() -> None:
     step = metric_step([0.75, 0.5, 0.5], 4)
-    sure, honest = paired_difference([0.25] * 3), paired_difference([0.25] * 3, step=step)
-    assert sure is not None
-    assert sure.low == sure.high
+    honest = paired_difference([0.25] * 3, step=step)
     assert honest is not None
     assert honest.low is not None
     assert honest.low == pytest.approx(0.25 - 4.303 * 0.25 / 18**0.5, abs=1e-4)
     assert metric_step([0.75, 12.0], 4) == metric_step([0.3, 0.75], 4) == 0.0
+
+
+def test_a_verdict_does_not_depend_on_the_unit_of_the_metric() -> None:
+    shares = np.array([[86, 85], [84, 83]]) / 88
+    percent = (100 * shares.astype(np.float32)).astype(float)
+    found = []
+    for values in (shares, percent):
+        step = metric_step(values.ravel().tolist(), 88)
+        difference = paired_difference((values[0] - values[1]).tolist(), step=step)
+        assert difference is not None
+        assert difference.low is not None
+        found.append(difference.low)
+    assert found[1] == pytest.approx(100 * found[0], rel=1e-4)
+
+
+@pytest.mark.parametrize("rounding", [0.0, 1e-6])
+def test_equal_differences_in_unknown_steps_count_as_one_step(rounding: float) -> None:
+    verdicts = {
+        n: judge(
+            paired_difference([-3.0, -3.0 - rounding, *[-3.0] * (n - 2)]), 1.0, higher_is_better=True
+        )
+        for n in (2, 3, 5)
+    }
+    assert verdicts == {2: "undecided", 3: "undecided", 5: "worse"}
 
 
 def test_the_foreseen_number_of_seeds_is_the_first_that_decides_at_the_same_spread() -> None:
