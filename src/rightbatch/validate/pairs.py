@@ -151,6 +151,7 @@ def _run_one(study: Study, job: Job, tell: Tell) -> CompletedRun:
         train_metrics=_on_training_data(task, plan, model, study.device) if model else {},
         examples_to_target=reached[0] if reached else None,
         seconds_to_target=reached[1] if reached else None,
+        met_at_first=reached is not None and reached[0] == run.evaluations[0].examples,
         sharpness=study.inspect(model) if model and study.inspect else None,
         run_dir=folder.relative_to(study.folder),
     )

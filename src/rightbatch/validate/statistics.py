@@ -178,42 +178,49 @@ def share_closed(
 
 
 class Cost(NamedTuple):
-    """What one seed's pair of runs took to the target, or the whole run where it was missed."""
+    """What a run took to the target: two equal bounds, or what censoring leaves of them."""
 
-    candidate: float
-    reference: float
-    candidate_reached: bool
-    reference_reached: bool
+    low: float
+    """The whole run where the target was missed; 0 where the first evaluation met it."""
+    high: float
+    """Infinite where the target was missed."""
 
 
-def cost_ratio(pairs: Sequence[Cost]) -> tuple[Difference | None, float | None, float | None]:
+def cost_ratio(
+    pairs: Sequence[tuple[Cost, Cost]],
+) -> tuple[Difference | None, float | None, float | None]:
     """Geometric mean of paired cost ratios, or the bound that censored runs leave of it.
 
-    A run that missed its target would have taken longer than it lasted. So one-sided censoring
-    bounds the ratio from one side, and censoring on both sides leaves nothing.
+    A run that missed its target would have taken longer than it lasted, and one whose first evaluation
+    met it may have taken less. So censoring bounds the ratio from one side, or leaves nothing.
+
+    Args:
+        pairs: candidate and reference of one seed.
 
     Returns:
         The ratio with its t interval on the logarithm, its lower bound, and its upper bound; at
         most one of them.
 
-    >>> cost_ratio([Cost(10.0, 20.0, False, True)])
+    >>> cost_ratio([(Cost(10.0, math.inf), Cost(20.0, 20.0))])
     (None, 0.5, None)
     """
-    if not pairs:
-        return None, None, None
-    logs = [math.log(pair.candidate / pair.reference) for pair in pairs]
-    ours = all(pair.candidate_reached for pair in pairs)
-    theirs = all(pair.reference_reached for pair in pairs)
-    middle = math.exp(math.fsum(logs) / len(logs))
-    if ours and theirs:
-        found = paired_difference(logs)
-        assert found is not None
-        ends = {
-            name: None if end is None else math.exp(end)
-            for name, end in (("low", found.low), ("high", found.high))
-        }
-        return found.replace(value=middle, **ends), None, None
-    return None, (middle if theirs else None), (middle if ours else None)
+    lows = [ours.low / theirs.high for ours, theirs in pairs]
+    highs = [ours.high / theirs.low if theirs.low else math.inf for ours, theirs in pairs]
+    at_least = _geometric_mean(lows) if pairs and min(lows) > 0 else None
+    at_most = _geometric_mean(highs) if pairs and max(highs) < math.inf else None
+    if at_least is None or lows != highs:
+        return None, at_least, at_most
+    found = paired_difference([math.log(ratio) for ratio in lows])
+    assert found is not None
+    ends = {
+        name: None if end is None else math.exp(end)
+        for name, end in (("low", found.low), ("high", found.high))
+    }
+    return found.replace(value=at_least, **ends), None, None
+
+
+def _geometric_mean(ratios: Sequence[float]) -> float:
+    return math.exp(math.fsum(map(math.log, ratios)) / len(ratios))
 
 
 def metric_step(values: Sequence[float], num_examples: int) -> float:

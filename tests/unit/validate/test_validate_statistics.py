@@ -1,5 +1,6 @@
 """Verdicts from paired differences, held against known truths."""
 
+import math
 import sys
 from pathlib import Path
 
@@ -116,13 +117,27 @@ def test_a_design_that_cannot_decide_is_refused(seeds: int, margin: float, found
 
 
 def test_a_run_that_missed_its_target_bounds_the_ratio_and_is_not_dropped() -> None:
-    reached, missed = Cost(10.0, 20.0, True, True), Cost(40.0, 20.0, False, True)
+    reached = Cost(10.0, 10.0), Cost(20.0, 20.0)
+    missed = Cost(40.0, math.inf), Cost(20.0, 20.0)
+    reference_missed = Cost(10.0, 10.0), Cost(20.0, math.inf)
     ratio, at_least, at_most = cost_ratio([reached, reached])
     assert ratio is not None
     assert (ratio.value, at_least, at_most) == (0.5, None, None)
     assert cost_ratio([reached, missed]) == (None, pytest.approx(1.0), None)
-    assert cost_ratio([Cost(10.0, 20.0, True, False)]) == (None, None, 0.5)
-    assert cost_ratio([missed, Cost(10.0, 20.0, True, False)]) == (None, None, None)
+    assert cost_ratio([reference_missed]) == (None, None, 0.5)
+    assert cost_ratio([missed, reference_missed]) == (None, None, None)
+    assert cost_ratio([]) == (None, None, None)
+
+
+def test_a_run_that_met_its_target_at_the_first_evaluation_bounds_the_ratio_from_the_other_side() -> (
+    None
+):
+    early, exact, missed = Cost(0.0, 10.0), Cost(20.0, 20.0), Cost(20.0, math.inf)
+    assert cost_ratio([(early, exact)]) == (None, None, 0.5)
+    assert cost_ratio([(exact, early)]) == (None, 2.0, None)
+    assert cost_ratio([(early, early)]) == (None, None, None)
+    assert cost_ratio([(early, missed)]) == (None, None, 0.5)
+    assert cost_ratio([(early, exact), (missed, exact)]) == (None, None, None)
 
 
 def test_the_bootstrap_of_many_seeds_agrees_with_student() -> None:
