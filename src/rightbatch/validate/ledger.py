@@ -149,6 +149,7 @@ def sole_owner(folder: Path) -> Generator[None]:
 
     Raises:
         InvalidInputError: another process holds it, or it cannot be written.
+        StudyStoppedError: Ctrl-C while it is held.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -164,7 +165,11 @@ def sole_owner(folder: Path) -> Generator[None]:
                 found, need = f"another process works in {folder}", "a folder of its own"
                 raise InvalidInputError(found, need, hint="wait for it, or choose another --out")
             time.sleep(0.01)
-        yield
+        try:
+            yield
+        except KeyboardInterrupt as stop:
+            stopped = StudyStoppedError.at(f"in {folder}", folder, terminated=False)
+            raise stopped from stop
 
 
 def _locked(handle: int) -> bool:

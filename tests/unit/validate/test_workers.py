@@ -182,14 +182,30 @@ def test_a_run_that_ends_every_worker_stops_the_study_and_says_how(tmp_path: Pat
     assert multiprocessing.active_children() == []
 
 
-def test_an_exception_in_a_worker_comes_back_in_three_parts(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_exception_in_a_run_comes_back_in_three_parts_with_its_place(
+    workers: int, tmp_path: Path
+) -> None:
     def fail() -> None:
-        if os.getpid() != PARENT:
+        if (tmp_path / "question.json").exists():  # the check of the task is over
             raise ZeroDivisionError("in the loss")
 
-    with pytest.raises(InvalidTaskError, match="ZeroDivisionError: in the loss"):
-        swept(tmp_path, task(fail))
+    where = rf"x the rate, seed 0 raised ZeroDivisionError: in the loss at {__file__}:\d+; need"
+    with pytest.raises(InvalidTaskError, match=where):
+        swept(tmp_path, task(fail), workers)
     assert multiprocessing.active_children() == []
+
+
+def test_ctrl_c_in_the_only_process_says_what_is_kept(tmp_path: Path) -> None:
+    def stop() -> None:
+        if len(entries(tmp_path)) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(StudyStoppedError, match="stopped by Ctrl-C in ") as stopped:
+        swept(tmp_path, task(stop), 1)
+    assert stopped.value.exit_code == 130
+    assert "keeps every finished run" in stopped.value.hint
+    assert len(entries(tmp_path)) == 2
 
 
 def alive(pid: int) -> bool:
