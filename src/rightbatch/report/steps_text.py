@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from rightbatch.core.plan import Interval
 from rightbatch.core.sweep import BranchPoint, Critical, Definition, Sweep
 from rightbatch.report.sentences import interval_text
@@ -18,7 +20,7 @@ def steps_table(sweep: Sweep) -> Table:
             f"{rates[point.batch_size, point.factor]:.3g}{' (edge)' * point.on_edge}",
             f"{point.updates:,.0f}",
             "" if point.fitted_updates is None else f"{point.fitted_updates:,.0f}",
-            "" if point.residual is None else f"{point.residual:+.1%}",
+            "" if point.residual is None else f"{math.expm1(point.residual):+.1%}",
             f"{point.examples:,.0f}",
             point.regime or "",
         )
@@ -65,7 +67,8 @@ def _what_was_found(sweep: Sweep) -> str:
             f"not fitted, as the target was reached at {len(sweep.points)} batch size(s) and a fit"
             " takes 3; train longer, or sweep more of them"
         )
-    how = f"90 % over seeds and residuals; the curve holds within {sweep.residual_rms:.0%}"
+    within = math.expm1(sweep.residual_rms)
+    how = f"90 % over seeds and residuals; the curve holds within {within:.0%}"
     if sweep.critical_batch_size is not None:
         return f"{interval_text(sweep.critical_batch_size)}, {how}"
     bound = _interval(sweep.definitions[0])

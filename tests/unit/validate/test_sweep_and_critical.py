@@ -300,3 +300,11 @@ def test_a_sweep_goes_on_without_a_pilot_that_cannot_run(tmp_path: Path) -> None
     assert read_record(tmp_path / SWEEP, Sweep) == found
     assert (found.predicted, found.noise_scale) == (None, None)
     assert "No number is predicted beside it: the loss is" in sweep_lines(found)[-1]
+
+
+def test_residuals_are_printed_as_shares_of_what_was_fitted() -> None:
+    sizes, steps = [2, 8, 32, 128], [120.0, 90.0, 25.0, 40.0]
+    found = summarise([arm(b, 1.0, 0, s) for b, s in zip(sizes, steps, strict=True)], question(sizes))
+    for row, point in zip(steps_table(found).rows, found.points, strict=True):
+        assert point.fitted_updates is not None
+        assert row[4] == f"{point.updates / point.fitted_updates - 1:+.1%}"
