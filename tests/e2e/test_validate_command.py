@@ -128,7 +128,7 @@ def test_what_cannot_be_compared_is_refused_in_three_parts(
 def test_a_sweep_without_a_bend_answers_with_its_runs_and_is_undecided(spec: str) -> None:
     called = run_cli("validate", spec, "--sweep", "4:16", "--seeds", "1", "--out", "s")
     assert called.code == 1
-    assert "16 or more" in called.out
+    assert "or more" in called.out
     assert "sweep larger batches" in called.out
     assert Path("s/sweep.json").exists()
     assert Path("s/sweep.html").exists()

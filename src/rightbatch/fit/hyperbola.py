@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rightbatch.core.errors import MeasurementError
+from rightbatch.fit.intervals import NORMAL_QUANTILE, t_quantile
 
 LEVEL = 0.90
 MIN_SIZES = 3
@@ -134,13 +135,19 @@ def critical_bounds(
     handful of seeds is not taken for certainty. A bound is None where more than a twentieth of the
     draws has no bend on that side. Without a bend there is at most one, and it lies inside the sweep.
 
+    Few runs show too little scatter now and then, so residuals are stretched as Student's t is against
+    the normal distribution, with the runs at the best rates less two parameters as degrees of freedom.
+
     Args:
         steps: of the sweep, the same number of seeds at each rate.
         fit: to all of it.
         rng: for the draws.
         draws: how many.
     """
-    scatter = np.array(fit.residuals) * math.sqrt(len(fit.residuals) / max(len(fit.residuals) - 2, 1))
+    points = best_rates(steps)
+    runs = sum(len(steps[one.batch_size][one.factor]) for one in points)
+    stretch = t_quantile(max(runs - 2, 1)) / NORMAL_QUANTILE
+    scatter = stretch * math.sqrt(len(points) / max(len(points) - 2, 1)) * np.array(fit.residuals)
     found: list[float] = []
     for _ in range(draws):
         drawn = {
@@ -152,7 +159,7 @@ def critical_bounds(
         found.append(fit_hyperbola([one.batch_size for one in best], values).critical_batch_size)
     low, high = np.quantile(found, [0.5 - LEVEL / 2, 0.5 + LEVEL / 2], method="nearest").tolist()
     if not fit.has_bend:
-        sizes = [one.batch_size for one in best_rates(steps)]
+        sizes = [one.batch_size for one in points]
         low = min(low, max(sizes)) if fit.min_examples else 0.0
         high = max(high, min(sizes)) if fit.min_steps else math.inf
     return low if low > 0 else None, high if math.isfinite(high) else None

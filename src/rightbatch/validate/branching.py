@@ -22,7 +22,11 @@ def averaged_model(run: Branch, plan: Plan) -> nn.Module:
     if plan.ema_decay is None:
         return run.model
     averaged = AveragedModel(run.model, multi_avg_fn=get_ema_multi_avg_fn(plan.ema_decay))
-    run.optimizer.register_step_post_hook(lambda *_: averaged.update_parameters(run.model))
+
+    def average(*_: object) -> None:
+        averaged.update_parameters(run.model)
+
+    run.optimizer.register_step_post_hook(average)
     return averaged.module
 
 

@@ -84,6 +84,17 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
     assert 0.8 <= covered / repeats <= 1.0
 
 
+def test_intervals_of_few_sizes_with_one_seed_hold_the_truth_as_often_as_they_say() -> None:
+    rng, sizes = np.random.default_rng(4), SIZES[::3]
+    covered, repeats = 0, 50
+    for _ in range(repeats):
+        values = [100 * (1 + 64 / b) * math.exp(0.1 * rng.standard_normal()) for b in sizes]
+        steps = {b: {1.0: [value]} for b, value in zip(sizes, values, strict=True)}
+        low, high = critical_bounds(steps, fit_hyperbola(sizes, values), rng, draws=40)
+        covered += (low or 0) <= 64 <= (high or INF)
+    assert 0.8 <= covered / repeats <= 1.0
+
+
 def test_an_interval_is_open_where_draws_lose_the_bend() -> None:
     rng = np.random.default_rng(0)
     steps = {
