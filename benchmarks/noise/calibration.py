@@ -21,7 +21,7 @@ from common import save
 from regret.sweep import RESULTS, read_runs
 from rightbatch.core.samples import Measurements
 from rightbatch.core.store import read_record
-from rightbatch.fit.hyperbola import best_rates, bootstrap_critical, fit_hyperbola
+from rightbatch.fit.hyperbola import best_rates, critical_bounds, fit_hyperbola
 from rightbatch.fit.noise_scale import average_over_training, noise_over_training
 
 
@@ -42,13 +42,13 @@ def row(name: str) -> dict[str, Any]:
     steps = read_sweep(name)
     best = best_rates(steps)
     fit = fit_hyperbola([one.batch_size for one in best], [one.steps for one in best])
-    interval = bootstrap_critical(steps, fit, np.random.default_rng(0))
+    low, high = critical_bounds(steps, fit, np.random.default_rng(0))
     measurements = read_record(RESULTS / name / "measurements.json", Measurements)
     found: dict[str, Any] = {
         "task": name,
         "optimizer": measurements.task.optimizer_class,
         "seeds": len(next(iter(steps[best[0].batch_size].values()))),
-        "critical_batch_size": interval.model_dump(),
+        "critical_batch_size": {"value": fit.critical_batch_size, "low": low, "high": high},
         "log_rms": fit.log_rms,
     }
     kinds = {

@@ -23,7 +23,7 @@ from rightbatch.validate.sweep_session import SWEEP
 def ratio(found: Sweep) -> dict[str, Any] | None:
     """Predicted over fitted, and whether the intervals of the two overlap."""
     predicted, fitted = found.predicted, found.critical_batch_size
-    if predicted is None:
+    if predicted is None or fitted is None:
         return None
     apart = [
         low is not None and high is not None and low > high

@@ -136,11 +136,13 @@ def test_what_cannot_be_compared_is_refused_in_three_parts(
         assert_three_parts(called, code=2, found=found, need="", hint=hint)
 
 
-def test_a_sweep_without_a_bend_says_so_and_keeps_every_run(spec: str) -> None:
+def test_a_sweep_without_a_bend_answers_with_its_runs_and_is_undecided(spec: str) -> None:
     called = run_cli("validate", spec, "--sweep", "4:16", "--seeds", "1", "--out", "s")
-    assert called.code == 2
-    assert "need a bend inside the sweep" in called.err
-    assert Path("s/ledger.sqlite").exists()
+    assert called.code == 1
+    assert "or more" in called.out
+    assert "sweep larger batches" in called.out
+    assert Path("s/sweep.json").exists()
+    assert Path("s/sweep.html").exists()
 
 
 def test_a_sweep_answers_with_a_fit_and_without_plotly_it_says_why_there_is_no_picture(

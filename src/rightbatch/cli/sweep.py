@@ -54,8 +54,9 @@ def run_sweep(
 
         return plot_steps(found)
 
-    picture = draw(plot, folder / "sweep.html")
-    bounded = None not in {found.critical_batch_size.low, found.critical_batch_size.high}
+    picture = draw(plot, folder / "sweep.html") if found.points else None
+    critical = found.critical_batch_size
+    bounded = critical is not None and None not in {critical.low, critical.high}
     files = {"sweep": str(folder / SWEEP)} | ({"picture": str(picture)} if picture else {})
     return Answer(
         document=found.model_dump(mode="json") | {"files": files},

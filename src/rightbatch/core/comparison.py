@@ -60,6 +60,8 @@ class CompletedRun(Record):
     examples_to_target: float | None
     """Interpolated between two evaluations; None where the run ended first, which censors it."""
     seconds_to_target: float | None
+    met_at_first: bool = False
+    """Whether the first evaluation met the target already: what it cost is then an upper bound."""
     sharpness: dict[str, float] | None = None
     """Largest eigenvalue, trace and more, where they were asked for."""
     run_dir: Path
@@ -76,11 +78,11 @@ class ToTarget(Record):
 
     quantity: Literal["examples", "seconds"]
     ratio: Difference | None
-    """The candidate's over the reference's, geometric; None unless every run reached it."""
+    """The candidate's over the reference's, geometric; None unless all runs show when they met it."""
     at_least: float | None = None
-    """Lower bound of the ratio, where only runs of the candidate are censored."""
+    """Lower bound: candidates ended before it, or references met it at their first evaluation."""
     at_most: float | None = None
-    """Upper bound, where only runs of the reference are."""
+    """Upper bound, where it is the other way round."""
 
 
 class Remedy(Record):

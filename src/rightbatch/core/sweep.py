@@ -25,7 +25,7 @@ class Arm(Record):
     updates: float
     """To the target, interpolated between two evaluations, or trained in all."""
     value: float | None
-    """Of the metric at the last evaluation."""
+    """Of the metric at the last evaluation before the target; None where it was not finite."""
 
 
 class Definition(Record):
@@ -49,10 +49,11 @@ class SweepPoint(Record):
     factor: float
     on_edge: bool
     """Whether a better rate may lie beyond those tried."""
-    fitted_updates: float
-    residual: float
+    fitted_updates: float | None
+    """None, as in the next two fields, where too few batch sizes reached the target for a fit."""
+    residual: float | None
     """log of measured over fitted."""
-    regime: Literal["perfect scaling", "diminishing returns", "stagnation"]
+    regime: Literal["perfect scaling", "diminishing returns", "stagnation"] | None
 
 
 class Sweep(Record):
@@ -63,17 +64,21 @@ class Sweep(Record):
     target: Target
     most_examples: int
     """After which a run is censored."""
-    min_updates: float
-    critical_batch_size: Interval
-    residual_rms: float
-    """Of the fit, as a share of the steps."""
+    min_updates: float | None
+    """Of the fit; None where steps halve with every doubling, or where there is no fit."""
+    critical_batch_size: Interval | None
+    """None where the steps have no bend; ``definitions`` then hold the bound that there is."""
+    residual_rms: float | None
+    """Root mean square of the fit's residuals; None where there is no fit."""
     points: tuple[SweepPoint, ...]
     missed: tuple[int, ...]
-    """Batch sizes at which no rate reached the target with every seed; not in the fit."""
+    """Batch sizes at which no rate reached the target with every seed before it was given up."""
     definitions: tuple[Definition, ...]
     predicted: Interval | None
     """Critical batch size that a pilot's noise scale predicts; None where noise was not measured."""
     noise_scale: Interval | None
+    noise_missing: str | None = None
+    """Why a pilot that was asked for gave no noise scale."""
     arms: tuple[Arm, ...]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rightbatch.core.errors import MeasurementError
-from rightbatch.core.plan import Interval
+from rightbatch.fit.intervals import NORMAL_QUANTILE, t_quantile
 
 LEVEL = 0.90
 MIN_SIZES = 3
@@ -29,16 +29,28 @@ Steps = Mapping[int, Mapping[float, Sequence[float]]]
 
 
 class Hyperbola(NamedTuple):
-    """A fit, with what it leaves unexplained."""
+    """A fit, with what it leaves unexplained; without a bend it is one of its two limits."""
 
     min_steps: float
-    critical_batch_size: float
+    """0 where steps halve with every doubling of the batch."""
+    min_examples: float
+    """0 where steps do not fall with the batch."""
     residuals: tuple[float, ...]
     """log(measured) - log(fitted), one per batch size."""
 
+    @property
+    def critical_batch_size(self) -> float:
+        """0 or infinite without a bend."""
+        return self.min_examples / self.min_steps if self.min_steps else math.inf
+
+    @property
+    def has_bend(self) -> bool:
+        """Whether both limits show in the steps."""
+        return self.min_steps > 0 and self.min_examples > 0
+
     def steps(self, batch_size: float) -> float:
         """Fitted steps to the target."""
-        return self.min_steps * (1 + self.critical_batch_size / batch_size)
+        return self.min_steps + self.min_examples / batch_size
 
     @property
     def log_rms(self) -> float:
@@ -79,13 +91,14 @@ def best_rates(steps: Steps) -> list[Best]:
 def fit_hyperbola(batch_sizes: Sequence[float], steps: Sequence[float]) -> Hyperbola:
     """Fit both constants; S_min follows in closed form from every B_crit that is tried.
 
+    Steps that fall no slower than 1/B, or not at all, are fitted by that limit of the curve.
+
     Args:
         batch_sizes: at least three different ones.
         steps: to the target, positive.
 
     Raises:
-        MeasurementError: fewer batch sizes, or steps that no such curve comes near: they fall no
-            slower than 1/B, or not at all.
+        MeasurementError: fewer batch sizes.
 
     >>> sizes = [8, 32, 128, 512]
     >>> round(fit_hyperbola(sizes, [100 * (1 + 64 / b) for b in sizes]).critical_batch_size, 6)
@@ -93,32 +106,37 @@ def fit_hyperbola(batch_sizes: Sequence[float], steps: Sequence[float]) -> Hyper
     """
     b, y = np.asarray(batch_sizes, float), np.log(np.asarray(steps, float))
     if len(set(b.tolist())) < MIN_SIZES:
-        found, hint = f"the target was reached at {len(set(b.tolist()))} batch sizes", "--sweep wider"
-        raise MeasurementError(found, need=f"{MIN_SIZES} or more", hint=f"{hint}, or train longer")
+        found = f"the target was reached at {len(set(b.tolist()))} batch sizes"
+        hint = "sweep more batch sizes, or train longer"
+        raise MeasurementError(found, need=f"{MIN_SIZES} or more", hint=hint)
     grid: NDArray[np.float64] = math.exp(float(np.log(b).mean())) * _GRID
     at = _least(grid, b, y)
-    if at in {0, len(grid) - 1}:
-        shape = "do not fall with the batch" if at == 0 else "halve with every doubling of the batch"
-        hint = "sweep smaller batches" if at == 0 else "sweep larger batches"
-        need = "a bend inside the sweep, where B_crit is"
-        raise MeasurementError(f"steps to the target that {shape}", need=need, hint=hint)
-    for _ in range(_REFINEMENTS):
-        grid = np.geomspace(grid[max(at - 1, 0)], grid[min(at + 1, len(grid) - 1)], 41)
-        at = _least(grid, b, y)
-    critical = float(grid[at])
-    shape = np.log1p(critical / b)
-    level = float((y - shape).mean())
-    return Hyperbola(math.exp(level), critical, tuple((y - shape - level).tolist()))
+    if at == 0:
+        least, fewest = 1.0, 0.0
+    elif at == len(grid) - 1:
+        least, fewest = 0.0, 1.0
+    else:
+        for _ in range(_REFINEMENTS):
+            grid = np.geomspace(grid[max(at - 1, 0)], grid[min(at + 1, len(grid) - 1)], 41)
+            at = _least(grid, b, y)
+        least, fewest = 1.0, float(grid[at])
+    residuals = y - np.log(least + fewest / b)
+    level = float(residuals.mean())
+    scale = math.exp(level)
+    return Hyperbola(scale * least, scale * fewest, tuple((residuals - level).tolist()))
 
 
-def bootstrap_critical(
+def critical_bounds(
     steps: Steps, fit: Hyperbola, rng: np.random.Generator, draws: int = 200
-) -> Interval:
-    """Interval of B_crit: seeds are drawn anew, rates chosen anew, and residuals scattered anew.
+) -> tuple[float | None, float | None]:
+    """90 % bounds of B_crit: seeds are drawn anew, rates chosen anew, and residuals scattered anew.
 
     Seeds say how well each point is known, residuals how well the curve holds; both count, so that a
     handful of seeds is not taken for certainty. A bound is None where more than a twentieth of the
-    draws has no bend on that side.
+    draws has no bend on that side. Without a bend there is at most one, and it lies inside the sweep.
+
+    Few runs show too little scatter now and then, so residuals are stretched as Student's t is against
+    the normal distribution, with the runs at the best rates less two parameters as degrees of freedom.
 
     Args:
         steps: of the sweep, the same number of seeds at each rate.
@@ -126,7 +144,10 @@ def bootstrap_critical(
         rng: for the draws.
         draws: how many.
     """
-    scatter = np.array(fit.residuals) * math.sqrt(len(fit.residuals) / max(len(fit.residuals) - 2, 1))
+    points = best_rates(steps)
+    runs = sum(len(steps[one.batch_size][one.factor]) for one in points)
+    stretch = t_quantile(max(runs - 2, 1)) / NORMAL_QUANTILE
+    scatter = stretch * math.sqrt(len(points) / max(len(points) - 2, 1)) * np.array(fit.residuals)
     found: list[float] = []
     for _ in range(draws):
         drawn = {
@@ -135,16 +156,13 @@ def bootstrap_critical(
         }
         best = best_rates(drawn)
         values = [one.steps * math.exp(rng.choice(scatter)) for one in best]
-        try:
-            found.append(fit_hyperbola([one.batch_size for one in best], values).critical_batch_size)
-        except MeasurementError as error:
-            found.append(0.0 if "do not fall" in error.found else math.inf)
+        found.append(fit_hyperbola([one.batch_size for one in best], values).critical_batch_size)
     low, high = np.quantile(found, [0.5 - LEVEL / 2, 0.5 + LEVEL / 2], method="nearest").tolist()
-    return Interval(
-        value=fit.critical_batch_size,
-        low=low if low > 0 else None,
-        high=high if math.isfinite(high) else None,
-    )
+    if not fit.has_bend:
+        sizes = [one.batch_size for one in points]
+        low = min(low, max(sizes)) if fit.min_examples else 0.0
+        high = max(high, min(sizes)) if fit.min_steps else math.inf
+    return low if low > 0 else None, high if math.isfinite(high) else None
 
 
 def regime(batch_size: float, critical: float) -> Regime:

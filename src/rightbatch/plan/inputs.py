@@ -53,10 +53,19 @@ def check_target(facts: TaskFacts, measurements: Measurements) -> None:
         raise InvalidInputError(f"target {target}", need="a metric of the task", hint=hint)
     for point in measurements.pilot:
         value = point.metrics.get(target.metric)
-        if point.examples_seen == 0 and value is not None and target.is_reached(value):
-            found = f"target {target}, and {target.metric} = {value:g} before any training"
-            need = "a target that training has to reach"
-            raise InvalidInputError(found, need=need, hint=f"--target {target.metric}=VALUE")
+        if point.examples_seen == 0 and value is not None:
+            refuse_if_met(target, value, hint=f"--target {target.metric}=VALUE")
+
+
+def refuse_if_met(target: Target, untrained: float, *, hint: str) -> None:
+    """Refuse a target that the untrained model's metric meets.
+
+    Raises:
+        InvalidInputError: it does.
+    """
+    if target.is_reached(untrained):
+        found = f"target {target}, and {target.metric} = {untrained:g} before any training"
+        raise InvalidInputError(found, need="a target that training has to reach", hint=hint)
 
 
 def until_target(facts: TaskFacts, measurements: Measurements) -> Measurements:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from rightbatch.core.plan import Interval
 from rightbatch.core.sweep import BranchPoint, Critical, Definition, Sweep
 from rightbatch.report.sentences import interval_text
@@ -17,10 +19,10 @@ def steps_table(sweep: Sweep) -> Table:
             f"{point.batch_size:,}",
             f"{rates[point.batch_size, point.factor]:.3g}{' (edge)' * point.on_edge}",
             f"{point.updates:,.0f}",
-            f"{point.fitted_updates:,.0f}",
-            f"{point.residual:+.1%}",
+            "" if point.fitted_updates is None else f"{point.fitted_updates:,.0f}",
+            "" if point.residual is None else f"{math.expm1(point.residual):+.1%}",
             f"{point.examples:,.0f}",
-            point.regime,
+            point.regime or "",
         )
         for point in sweep.points
     )
@@ -36,26 +38,43 @@ def definitions_table(definitions: tuple[Definition, ...]) -> Table:
 
 def sweep_lines(sweep: Sweep) -> list[str]:
     """What the sweep says beside its tables."""
-    critical = interval_text(sweep.critical_batch_size)
-    lines = [
-        f"Critical batch size of {sweep.task} to {sweep.target}: {critical},"
-        f" 90 % over seeds and residuals; the curve holds within {sweep.residual_rms:.0%}."
-    ]
+    lines = [f"Critical batch size of {sweep.task} to {sweep.target}: {_what_was_found(sweep)}."]
     if sweep.missed:
         sizes = ", ".join(map(str, sweep.missed))
         lines.append(
-            f"Not in the fit: batch {sizes}, where no rate reached the target with every seed within"
-            f" {sweep.most_examples:,} examples."
+            f"Not in the fit: batch {sizes}, where no rate reached the target with every seed before a"
+            f" run was given up, after {sweep.most_examples:,} examples at the latest."
         )
     if any(point.on_edge for point in sweep.points):
         lines.append("Where the best rate is on the edge of those tried, fewer steps may be possible.")
     if sweep.predicted is not None and sweep.noise_scale is not None:
-        ratio = sweep.critical_batch_size.value / sweep.predicted.value
+        found = ""
+        if sweep.critical_batch_size is not None:
+            ratio = sweep.critical_batch_size.value / sweep.predicted.value
+            found = f"; the sweep found {ratio:.2f} times that"
         lines.append(
             f"A pilot's noise scale of {interval_text(sweep.noise_scale)} predicts"
-            f" {interval_text(sweep.predicted)}; the sweep found {ratio:.2f} times that."
+            f" {interval_text(sweep.predicted)}{found}."
         )
+    if sweep.noise_missing is not None:
+        lines.append(f"No number is predicted beside it: {sweep.noise_missing}.")
     return lines
+
+
+def _what_was_found(sweep: Sweep) -> str:
+    if sweep.residual_rms is None:
+        return (
+            f"not fitted, as the target was reached at {len(sweep.points)} batch size(s) and a fit"
+            " takes 3; train longer, or sweep more of them"
+        )
+    within = math.expm1(sweep.residual_rms)
+    how = f"90 % over seeds and residuals; the curve holds within {within:.0%}"
+    if sweep.critical_batch_size is not None:
+        return f"{interval_text(sweep.critical_batch_size)}, {how}"
+    bound = _interval(sweep.definitions[0])
+    if sweep.min_updates is None:
+        return f"{bound}, {how}. Steps halve with every doubling: sweep larger batches to find it"
+    return f"{bound}, {how}. Steps do not fall with the batch: sweep smaller ones to find it"
 
 
 def branch_table(critical: Critical) -> Table:
@@ -108,7 +127,9 @@ def _between(point: BranchPoint) -> str:
 
 def _interval(one: Definition) -> str:
     if one.value is None:
-        return "not bounded"
+        if one.low is None and one.high is None:
+            return "not bounded"
+        return f"up to {one.high:,.0f}" if one.low is None else f"{one.low:,.0f} or more"
     if one.low is None and one.high is None:
         return f"{one.value:,.0f}"
     return interval_text(Interval(value=one.value, low=one.low, high=one.high))

@@ -9,6 +9,15 @@ import numpy as np
 SamplerName = Literal["shuffle", "sequential", "replacement"]
 
 
+def fixed_sample(num_examples: int, most: int) -> list[int]:
+    """Indices of examples to evaluate on, the same ones each time: random, or all where they are few.
+
+    >>> fixed_sample(3, 10)
+    [0, 1, 2]
+    """
+    return sorted(np.random.default_rng(0).permutation(num_examples)[:most].tolist())
+
+
 def epoch_order(sampler: SamplerName, num_examples: int, *, seed: int, epoch: int) -> np.ndarray:
     """Indices of an epoch's examples, in order: int64 [num_examples].
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
 from rightbatch.core.facts import TaskFacts
 from rightbatch.core.plan import Plan
 from rightbatch.measure.branches import Branch, fork
@@ -12,6 +15,19 @@ from rightbatch.validate.sides import batch_side
 def plan_for(facts: TaskFacts, batch_size: int) -> Plan:
     """Today's recipe at a batch size, its constants moved by rule."""
     return batch_side(facts, batch_size).plan
+
+
+def averaged_model(run: Branch, plan: Plan) -> nn.Module:
+    """What is evaluated: the branch's weights, averaged after every update where the plan averages."""
+    if plan.ema_decay is None:
+        return run.model
+    averaged = AveragedModel(run.model, multi_avg_fn=get_ema_multi_avg_fn(plan.ema_decay))
+
+    def average(*_: object) -> None:
+        averaged.update_parameters(run.model)
+
+    run.optimizer.register_step_post_hook(average)
+    return averaged.module
 
 
 def branch(trunk: Pilot, plan: Plan, factor: float = 1.0) -> Branch:

@@ -43,6 +43,7 @@ SHARPNESS_CAVEATS = (
     "Over modern networks it does not consistently follow the test error (Andriushchenko et al. 2023,"
     " arXiv:2302.07011).",
 )
+_CENSORED = "runs of {} ended before the target, or those of {} met it at their first evaluation"
 
 
 def metric_to_judge(metrics: Sequence[str], target: Target | None) -> tuple[str, bool]:
@@ -196,15 +197,13 @@ def _to_target(
 ) -> ToTarget:
     """A run that missed the target counts with its whole length, as a bound."""
 
-    def cost(run: CompletedRun) -> tuple[float, bool]:
+    def cost(run: CompletedRun) -> Cost:
         reached = run.examples_to_target if quantity == "examples" else run.seconds_to_target
-        whole = float(run.examples) if quantity == "examples" else run.seconds
-        return (whole, False) if reached is None else (reached, True)
+        if reached is None:
+            return Cost(float(run.examples) if quantity == "examples" else run.seconds, math.inf)
+        return Cost(0.0 if run.met_at_first else reached, reached)
 
-    costs = [
-        Cost(*((a := cost(ours))[0], (b := cost(theirs))[0], a[1], b[1])) for ours, theirs in pairs
-    ]
-    ratio, at_least, at_most = cost_ratio(costs)
+    ratio, at_least, at_most = cost_ratio([(cost(ours), cost(theirs)) for ours, theirs in pairs])
     return ToTarget(quantity=quantity, ratio=ratio, at_least=at_least, at_most=at_most)
 
 
@@ -307,7 +306,7 @@ def _cost(cost: ToTarget) -> str:
         span = f" ({ends.low:.2f} to {ends.high:.2f})" if ends.low and ends.high else ""
         return f"{ends.value:.2f}{span}"
     if cost.at_least is not None:
-        return f"at least {cost.at_least:.2f}; runs of the candidate ended before the target"
+        return f"at least {cost.at_least:.2f}; {_CENSORED.format('the candidate', 'the reference')}"
     if cost.at_most is not None:
-        return f"at most {cost.at_most:.2f}; runs of the reference ended before the target"
-    return "not known; runs of both sides ended before the target"
+        return f"at most {cost.at_most:.2f}; {_CENSORED.format('the reference', 'the candidate')}"
+    return f"not known; {_CENSORED.format('both sides', 'both')}"

@@ -29,6 +29,7 @@ from rightbatch.core.sweep import BranchPoint, Critical, Definition
 from rightbatch.measure.branches import trained_trunk
 from rightbatch.measure.pilot import Pilot
 from rightbatch.tasks.check import check_task, evaluate
+from rightbatch.tasks.order import fixed_sample
 from rightbatch.tasks.task import Task
 from rightbatch.validate.branching import branch, plan_for
 from rightbatch.validate.critical_question import LOOKS, CriticalQuestion, pose_question, rate_share
@@ -108,9 +109,7 @@ def measure_critical(  # noqa: PLR0913 - what is measured, and then how
     """
     facts, folder = check_task(task, device), Path(out)
     asked = pose_question(facts, batch_sizes, points, seeds, tolerance, device)
-    count = min(EVALUATED, task.num_train_examples)
-    chosen = np.random.default_rng(0).permutation(task.num_train_examples)[:count].tolist()
-    subset = Subset(task.train_data, chosen)
+    subset = Subset(task.train_data, fixed_sample(task.num_train_examples, EVALUATED))
     evaluated = list(DataLoader(subset, batch_size=_EVALUATION_BATCH, collate_fn=task.collate))
     manifests = points if isinstance(points, Mapping) else {}
     setting = _Setting(task, facts, asked, manifests, evaluated)

@@ -22,7 +22,7 @@ from typing import TypeVar
 
 from rightbatch.core.errors import EXIT_FINDING, EXIT_INTERRUPTED, InvalidInputError, RightBatchError
 from rightbatch.core.record import SCHEMA_VERSION, Record
-from rightbatch.core.store import check_schema, read_record, write_record
+from rightbatch.core.store import check_schema, read_json, read_record, write_record
 
 LEDGER = "ledger.sqlite"
 AnyRecord = TypeVar("AnyRecord", bound=Record)
@@ -149,6 +149,7 @@ def sole_owner(folder: Path) -> Generator[None]:
 
     Raises:
         InvalidInputError: another process holds it, or it cannot be written.
+        StudyStoppedError: Ctrl-C while it is held.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -164,7 +165,11 @@ def sole_owner(folder: Path) -> Generator[None]:
                 found, need = f"another process works in {folder}", "a folder of its own"
                 raise InvalidInputError(found, need, hint="wait for it, or choose another --out")
             time.sleep(0.01)
-        yield
+        try:
+            yield
+        except KeyboardInterrupt as stop:
+            stopped = StudyStoppedError.at(f"in {folder}", folder, terminated=False)
+            raise stopped from stop
 
 
 def _locked(handle: int) -> bool:
@@ -175,13 +180,13 @@ def _locked(handle: int) -> bool:
     return True
 
 
-def same_question(path: Path, asked: AnyRecord, may_change: frozenset[str] = frozenset()) -> AnyRecord:
+def same_question(path: Path, asked: AnyRecord, may_grow: frozenset[str] = frozenset()) -> AnyRecord:
     """Save what is asked, or compare it with what was asked when the work began.
 
     Args:
         path: of the saved question.
         asked: now.
-        may_change: fields whose new value is taken over.
+        may_grow: fields whose larger value is taken over.
 
     Returns:
         The question as it holds from now on: what was fixed at the beginning stays as it was.
@@ -190,9 +195,18 @@ def same_question(path: Path, asked: AnyRecord, may_change: frozenset[str] = fro
         InvalidInputError: another question lies there, or the file is of another version.
     """
     if path.exists():
+        values = read_json(path)
+        check_schema(values.get("schema_version"), str(path))
+        if not values.keys() <= type(asked).model_fields.keys():
+            found, hint = f"{path} asks for a study of another kind", "choose another folder with --out"
+            raise InvalidInputError(found, need="a folder for each study", hint=hint)
         begun = read_record(path, type(asked))
         ours, theirs = asked.model_dump(mode="json"), begun.model_dump(mode="json")
-        changed = [name for name in ours if ours[name] != theirs[name] and name not in may_change]
+        changed = [
+            name
+            for name in ours
+            if ours[name] != theirs[name] and not (name in may_grow and ours[name] > theirs[name])
+        ]
         if changed:
             name = changed[0]
             found = f"{name} = {_short(ours[name])}, while {path} began with {_short(theirs[name])}"

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
@@ -18,6 +17,7 @@ from rightbatch.core.progress import OnProgress
 from rightbatch.core.recipe import Target
 from rightbatch.core.run import Evaluation, Outcome, Run
 from rightbatch.tasks.check import evaluate
+from rightbatch.tasks.order import fixed_sample
 from rightbatch.tasks.task import Task
 from rightbatch.train.loop import train
 from rightbatch.train.normalization import planned_model
@@ -151,6 +151,7 @@ def _run_one(study: Study, job: Job, tell: Tell) -> CompletedRun:
         train_metrics=_on_training_data(task, plan, model, study.device) if model else {},
         examples_to_target=reached[0] if reached else None,
         seconds_to_target=reached[1] if reached else None,
+        met_at_first=reached is not None and reached[0] == run.evaluations[0].examples,
         sharpness=study.inspect(model) if model and study.inspect else None,
         run_dir=folder.relative_to(study.folder),
     )
@@ -169,8 +170,7 @@ def _final_model(task: Task, plan: Plan, folder: Path, device: str) -> nn.Module
 def _on_training_data(task: Task, plan: Plan, model: nn.Module, device: str) -> dict[str, float]:
     """The task's metrics on training examples, as many as validation has, in eval mode."""
     count = min(task.num_train_examples, max(1, task.num_valid_examples), GAP_EXAMPLES)
-    chosen = np.random.default_rng(0).permutation(task.num_train_examples)[:count]
-    subset = Subset(task.train_data, [int(i) for i in chosen])
+    subset = Subset(task.train_data, fixed_sample(task.num_train_examples, count))
     size = min(count, plan.micro_batch_size)
     loader = DataLoader(subset, batch_size=max(size, min(count, 64)), collate_fn=task.collate)
     return evaluate(task, model, loader, device, precision=plan.precision)

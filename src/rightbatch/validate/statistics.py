@@ -18,6 +18,8 @@ from rightbatch.core.errors import InvalidInputError
 from rightbatch.validate.student import t_quantile
 
 LEVEL = 0.95
+ALIKE = 1e-5
+"""Of a difference: what single precision leaves between those that are equal."""
 MOST_SEEDS = 100
 """Further seeds beyond which no promise is made."""
 
@@ -31,7 +33,8 @@ def paired_difference(
         differences: one per seed.
         level: two-sided.
         step: in which the metric moves. Rounding to it hides a spread of step / sqrt(6), which a few
-            equal differences must not be taken for none.
+            equal differences must not be taken for none. Where it is 0, not known, equal differences
+            count as one step each; those of 0 are runs that end alike.
 
     >>> paired_difference([0.01, 0.02, 0.03]).value
     0.02
@@ -175,55 +178,67 @@ def share_closed(
 
 
 class Cost(NamedTuple):
-    """What one seed's pair of runs took to the target, or the whole run where it was missed."""
+    """What a run took to the target: two equal bounds, or what censoring leaves of them."""
 
-    candidate: float
-    reference: float
-    candidate_reached: bool
-    reference_reached: bool
+    low: float
+    """The whole run where the target was missed; 0 where the first evaluation met it."""
+    high: float
+    """Infinite where the target was missed."""
 
 
-def cost_ratio(pairs: Sequence[Cost]) -> tuple[Difference | None, float | None, float | None]:
+def cost_ratio(
+    pairs: Sequence[tuple[Cost, Cost]],
+) -> tuple[Difference | None, float | None, float | None]:
     """Geometric mean of paired cost ratios, or the bound that censored runs leave of it.
 
-    A run that missed its target would have taken longer than it lasted. So one-sided censoring
-    bounds the ratio from one side, and censoring on both sides leaves nothing.
+    A run that missed its target would have taken longer than it lasted, and one whose first evaluation
+    met it may have taken less. So censoring bounds the ratio from one side, or leaves nothing.
+
+    Args:
+        pairs: candidate and reference of one seed.
 
     Returns:
         The ratio with its t interval on the logarithm, its lower bound, and its upper bound; at
         most one of them.
 
-    >>> cost_ratio([Cost(10.0, 20.0, False, True)])
+    >>> cost_ratio([(Cost(10.0, math.inf), Cost(20.0, 20.0))])
     (None, 0.5, None)
     """
-    if not pairs:
-        return None, None, None
-    logs = [math.log(pair.candidate / pair.reference) for pair in pairs]
-    ours = all(pair.candidate_reached for pair in pairs)
-    theirs = all(pair.reference_reached for pair in pairs)
-    middle = math.exp(math.fsum(logs) / len(logs))
-    if ours and theirs:
-        found = paired_difference(logs)
-        assert found is not None
-        ends = {
-            name: None if end is None else math.exp(end)
-            for name, end in (("low", found.low), ("high", found.high))
-        }
-        return found.replace(value=middle, **ends), None, None
-    return None, (middle if theirs else None), (middle if ours else None)
+    lows = [ours.low / theirs.high for ours, theirs in pairs]
+    highs = [ours.high / theirs.low if theirs.low else math.inf for ours, theirs in pairs]
+    at_least = _geometric_mean(lows) if pairs and min(lows) > 0 else None
+    at_most = _geometric_mean(highs) if pairs and max(highs) < math.inf else None
+    if at_least is None or lows != highs:
+        return None, at_least, at_most
+    found = paired_difference([math.log(ratio) for ratio in lows])
+    assert found is not None
+    ends = {
+        name: None if end is None else math.exp(end)
+        for name, end in (("low", found.low), ("high", found.high))
+    }
+    return found.replace(value=at_least, **ends), None, None
+
+
+def _geometric_mean(ratios: Sequence[float]) -> float:
+    return math.exp(math.fsum(map(math.log, ratios)) / len(ratios))
 
 
 def metric_step(values: Sequence[float], num_examples: int) -> float:
-    """1 / examples where every value is a whole number of examples, as an accuracy is; else 0.
+    """What one example is worth where every value is a share or per cent of them; else 0.
 
-    >>> metric_step([0.75, 0.5], 4), metric_step([0.3333], 4)
-    (0.25, 0.0)
+    >>> metric_step([0.75, 0.5], 4), metric_step([75.0, 0.5], 4), metric_step([75.0, 50.0], 4)
+    (0.25, 0.0, 25.0)
     """
-    counts = [value * num_examples for value in values]
-    whole = all(0 <= v <= 1 for v in values) and all(abs(c - round(c)) < 1e-3 for c in counts)
-    return 1 / num_examples if whole and num_examples else 0.0
+    for whole in (1.0, 100.0):
+        counts = [value / whole * num_examples for value in values]
+        if all(0 <= c <= num_examples and abs(c - round(c)) < 1e-3 for c in counts):
+            return whole / num_examples if num_examples else 0.0
+    return 0.0
 
 
 def _spread(values: Sequence[float], step: float) -> float:
     """Standard deviation, and at least what the steps of both metrics hide."""
-    return max(float(np.std(np.asarray(values, float), ddof=1)), step / math.sqrt(6))
+    spread, mean = float(np.std(np.asarray(values, float), ddof=1)), abs(float(np.mean(values)))
+    if not step and spread <= ALIKE * mean:
+        step = mean
+    return max(spread, step / math.sqrt(6))

@@ -2,8 +2,9 @@
 
 Rates are constant along a run, so that the steps to the target do not depend on where a schedule was
 meant to end. Each batch size finds its own best rate: half, once and twice the rule's, and one beyond
-while the outermost is best. A run is given up after twice the examples that the best rate of its batch
-and seed needed, and counts as censored.
+while the outermost is best. A run is given up, and counts as censored, after twice the updates that its
+batch and seed needed: in the first seed with the best rate so far, in the others with the best that
+reached the target with every seed, so that this one remains.
 """
 
 from __future__ import annotations
@@ -24,10 +25,13 @@ from rightbatch.core.recipe import Target
 from rightbatch.core.sweep import Arm, ArmOutcome
 from rightbatch.fit.hyperbola import Steps
 from rightbatch.measure.pilot import Pilot
+from rightbatch.plan.inputs import refuse_if_met
+from rightbatch.tasks.build import build_model
 from rightbatch.tasks.check import evaluate
+from rightbatch.tasks.order import fixed_sample
 from rightbatch.tasks.task import Task
 from rightbatch.validate.allowance import Allowance
-from rightbatch.validate.branching import branch, plan_for
+from rightbatch.validate.branching import averaged_model, branch, plan_for
 from rightbatch.validate.ledger import LEDGER, BudgetEndedError, open_ledger
 from rightbatch.validate.work import Board, Chain, Job, Tell, run_chains
 from rightbatch.validate.workers import HowMany, workers_for
@@ -41,7 +45,7 @@ HOPELESS = 2.0
 EVALUATIONS = 100
 """In the longest run; the target is met on the line between two."""
 EVALUATED = 2000
-"""Most validation examples, the first ones."""
+"""Most validation examples."""
 _EVALUATION_BATCH = 500
 
 
@@ -75,6 +79,19 @@ class ArmJob:
     def key(self) -> str:
         """Its name in the ledger."""
         return f"batch {self.batch_size}, {self.factor:g} x the rate, seed {self.seed}"
+
+
+def check_start(task: Task, target: Target, seeds: int, device: str) -> None:
+    """Refuse a target that is met before any training.
+
+    Raises:
+        InvalidInputError: the untrained model of a seed meets it.
+        InvalidTaskError: there is no validation data.
+    """
+    validation = _validation(task)
+    for seed in range(seeds):
+        untrained = evaluate(task, build_model(task, device, seed), validation, device)[target.metric]
+        refuse_if_met(target, untrained, hint="give the task a harder target=rb.Target(...)")
 
 
 def run_sweep(
@@ -128,15 +145,31 @@ def _first_seed(study: SweepStudy, size: int, board: Board) -> Chain:
         if at == len(factors) and len(factors) < study.rates + MORE_RATES:
             factors += _beyond(updates)
     board.expected += study.seeds * (len(factors) - study.rates - 1)
-    best_first = sorted(factors, key=updates.__getitem__)
-    return [_other_seed(size, best_first, seed) for seed in range(1, study.seeds)]
+    return [_other_seeds(size, updates, range(1, study.seeds))]
 
 
-def _other_seed(size: int, factors: Sequence[float], seed: int) -> Chain:
-    shortest = math.inf
+def _other_seeds(size: int, updates: dict[float, float], seeds: range) -> Chain:
+    """Repeat rates, best first, until one reached with every seed; it then limits what is left."""
+    best_first = sorted(updates, key=updates.__getitem__)
+    left = {seed: list(best_first) for seed in seeds}
+    limits = dict.fromkeys(seeds, math.inf)
+    for factor in best_first:
+        if math.isinf(updates[factor]):
+            break
+        for seed in seeds:
+            left[seed].remove(factor)
+            took = _reached_after(cast(Arm, (yield ArmJob(size, factor, seed, math.inf))))
+            if math.isinf(took):
+                break
+            limits[seed] = HOPELESS * took
+        else:
+            break
+    return [_rest(size, factors, seed, limits[seed]) for seed, factors in left.items()]
+
+
+def _rest(size: int, factors: Sequence[float], seed: int, most_updates: float) -> Chain:
     for factor in factors:
-        arm = cast(Arm, (yield ArmJob(size, factor, seed, HOPELESS * shortest)))
-        shortest = min(shortest, _reached_after(arm))
+        yield ArmJob(size, factor, seed, most_updates)
     return []
 
 
@@ -161,7 +194,7 @@ def _train_arm(study: SweepStudy, job: Job, tell: Tell) -> Arm:
     plan = plan_for(study.facts, size)
     run = branch(Pilot(task, study.device, job.seed, study.most_examples), plan, job.factor)
     every = max(1, round(study.most_examples / EVALUATIONS / size))
-    validation = _validation(task)
+    validation, evaluated = _validation(task), averaged_model(run, plan)
     updates, before = 0, _metric(study, run.model, validation)
     outcome: ArmOutcome = "censored"
     reached = 0.0
@@ -169,12 +202,12 @@ def _train_arm(study: SweepStudy, job: Job, tell: Tell) -> Arm:
     while updates < most_updates:
         run.train(every * size)
         updates += every
-        if run.diverged:
+        now = math.nan if run.diverged else _metric(study, evaluated, validation)
+        if not math.isfinite(now):
             outcome, reached = "diverged", float(updates)
             break
-        now = _metric(study, run.model, validation)
         if target.is_reached(now):
-            share = (target.value - before) / (now - before) if now != before else 1.0
+            share = (target.value - before) / (now - before) if math.isfinite(before) else 1.0
             outcome, reached = "reached", updates - every + min(max(share, 0.0), 1.0) * every
             break
         before, reached = now, float(updates)
@@ -186,12 +219,12 @@ def _train_arm(study: SweepStudy, job: Job, tell: Tell) -> Arm:
         seed=job.seed,
         outcome=outcome,
         updates=max(reached, 1.0),
-        value=None if outcome == "diverged" else before,
+        value=before if outcome != "diverged" and math.isfinite(before) else None,
     )
 
 
 def _validation(task: Task) -> list[Any]:
-    """Batches of the first validation examples.
+    """Batches of validation examples, the same ones for every run.
 
     Raises:
         InvalidTaskError: there are none.
@@ -199,7 +232,7 @@ def _validation(task: Task) -> list[Any]:
     if task.valid_data is None:
         found, hint = "no valid_data", "give the task validation data"
         raise InvalidTaskError(found, need="data to meet the target on", hint=hint)
-    held_out = Subset(task.valid_data, range(min(EVALUATED, task.num_valid_examples)))
+    held_out = Subset(task.valid_data, fixed_sample(task.num_valid_examples, EVALUATED))
     return list(DataLoader(held_out, batch_size=_EVALUATION_BATCH, collate_fn=task.collate))
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from rightbatch.core.errors import InvalidInputError, InvalidTaskError
+from rightbatch.core.errors import InvalidInputError, InvalidTaskError, RightBatchError
 from rightbatch.core.plan import Interval
 from rightbatch.core.progress import OnProgress
 from rightbatch.core.recipe import Target
@@ -16,10 +17,11 @@ from rightbatch.core.record import SCHEMA_VERSION, Record
 from rightbatch.core.store import write_record
 from rightbatch.core.sweep import Arm, Definition, Sweep, SweepPoint
 from rightbatch.fit.hyperbola import (
+    MIN_SIZES,
     Best,
     Hyperbola,
     best_rates,
-    bootstrap_critical,
+    critical_bounds,
     fit_hyperbola,
     overhead_batch,
     regime,
@@ -30,7 +32,7 @@ from rightbatch.tasks.check import check_task
 from rightbatch.tasks.task import Task
 from rightbatch.validate.allowance import Allowance
 from rightbatch.validate.ledger import same_question, sole_owner
-from rightbatch.validate.sweep import FEWEST_RATES, SweepStudy, run_sweep, steps_of
+from rightbatch.validate.sweep import FEWEST_RATES, SweepStudy, check_start, run_sweep, steps_of
 from rightbatch.validate.workers import HowMany
 
 SWEEP = "sweep.json"
@@ -84,8 +86,8 @@ def sweep(  # noqa: PLR0913 - what is swept, and then how
     Raises:
         InvalidTaskError: the task has no target.
         InvalidInputError: a batch larger than the data, fewer than 3 of them, an even number of
-            rates, no seed, or a folder that was begun with another question.
-        MeasurementError: the runs do not carry a fit.
+            rates, no seed, a target that is met before any training, or a folder that was begun
+            with another question.
         BudgetEndedError: the budget ended before the sweep; finished runs are kept.
         StudyStoppedError: stopped from outside; finished runs are kept.
     """
@@ -94,13 +96,14 @@ def sweep(  # noqa: PLR0913 - what is swept, and then how
         raise InvalidTaskError(found, need="a target that runs are to reach", hint=hint)
     facts, folder = check_task(task, device), Path(out)
     sizes, total = sorted(set(batch_sizes)), task.num_train_examples
-    if len(sizes) < 3 or sizes[0] < 1 or sizes[-1] > total or seeds < 1:
+    if len(sizes) < MIN_SIZES or sizes[0] < 1 or sizes[-1] > total or seeds < 1:
         found = f"batch sizes {', '.join(map(str, sizes))} and {seeds} seed(s)"
-        need = f"3 batch sizes or more, from 1 to the {total:,} training examples, and a seed"
+        need = f"{MIN_SIZES} batch sizes or more, from 1 to the {total:,} training examples, and a seed"
         raise InvalidInputError(found, need=need, hint="--sweep 8:512 --seeds 3")
     if rates < FEWEST_RATES or rates % 2 == 0:
         found, need = f"{rates} rates", "an odd number, 3 or more: as many above the rule's as below it"
         raise InvalidInputError(found, need=need, hint="--rates 5")
+    check_start(task, task.target, seeds, device)
     whole = facts.recipe.total_examples(facts.recipe.batch_size, total)
     asked = SweepQuestion(
         task=task.name,
@@ -114,9 +117,12 @@ def sweep(  # noqa: PLR0913 - what is swept, and then how
     )
     with sole_owner(folder):
         same_question(folder / "question.json", asked, frozenset({"seeds"}))
-        noise, predicted = None, None
+        noise, predicted, missing = None, None, None
         if noise_seconds:
-            noise, predicted = _noise(task, folder, device, noise_seconds)
+            try:
+                noise, predicted = _noise(task, folder, device, noise_seconds)
+            except RightBatchError as error:
+                missing = error.found
         study = SweepStudy(
             task=task,
             facts=facts,
@@ -130,7 +136,7 @@ def sweep(  # noqa: PLR0913 - what is swept, and then how
         )
         allowance = Allowance(budget_runs, budget_seconds)
         arms = run_sweep(study, allowance=allowance, workers=workers, on_progress=on_progress)
-        found = summarise(arms, asked, noise=noise, predicted=predicted)
+        found = summarise(arms, asked, noise=noise, predicted=predicted).replace(noise_missing=missing)
         write_record(folder / SWEEP, found)
     return found
 
@@ -142,57 +148,65 @@ def summarise(
     noise: Interval | None = None,
     predicted: Interval | None = None,
 ) -> Sweep:
-    """Fit the runs, with an interval over seeds and residuals."""
+    """Fit the runs, with an interval over seeds and residuals, if enough batches reached the target."""
     steps = steps_of(arms)
     best = best_rates(steps)
-    fit = fit_hyperbola([one.batch_size for one in best], [one.steps for one in best])
-    critical = bootstrap_critical(steps, fit, np.random.default_rng(0))
-    pairs = zip(best, fit.residuals, strict=True)
-    reached = {one.batch_size for one in best}
+    reached = [one.batch_size for one in best]
+    fit, value, bounds = None, None, (None, None)
+    if len(best) >= MIN_SIZES:
+        fit = fit_hyperbola(reached, [one.steps for one in best])
+        bounds = critical_bounds(steps, fit, np.random.default_rng(0))
+        value = fit.critical_batch_size if fit.has_bend else None
+    low, high = bounds
     return Sweep(
         task=asked.task,
         target=asked.target,
         most_examples=asked.most_examples,
-        min_updates=fit.min_steps,
-        critical_batch_size=critical,
-        residual_rms=fit.log_rms,
-        points=tuple(_point(one, residual, fit) for one, residual in pairs),
+        min_updates=(fit.min_steps or None) if fit else None,
+        critical_batch_size=None if value is None else Interval(value=value, low=low, high=high),
+        residual_rms=fit.log_rms if fit else None,
+        points=tuple(_point(one, fit) for one in best),
         missed=tuple(size for size in asked.batch_sizes if size not in reached),
-        definitions=tuple(_definitions(best, critical)),
+        definitions=tuple(_definitions(best, value, low, high)),
         predicted=predicted,
         noise_scale=noise,
         arms=tuple(arms),
     )
 
 
-def _point(one: Best, residual: float, fit: Hyperbola) -> SweepPoint:
+def _point(one: Best, fit: Hyperbola | None) -> SweepPoint:
+    fitted = fit.steps(one.batch_size) if fit else None
     return SweepPoint(
         batch_size=one.batch_size,
         updates=one.steps,
         examples=one.steps * one.batch_size,
         factor=one.factor,
         on_edge=one.on_edge,
-        fitted_updates=fit.steps(one.batch_size),
-        residual=residual,
-        regime=regime(one.batch_size, fit.critical_batch_size),
+        fitted_updates=fitted,
+        residual=math.log(one.steps / fitted) if fitted else None,
+        regime=regime(one.batch_size, fit.critical_batch_size) if fit else None,
     )
 
 
-def _definitions(best: Sequence[Best], critical: Interval) -> list[Definition]:
+def _definitions(
+    best: Sequence[Best], value: float | None, low: float | None, high: float | None
+) -> list[Definition]:
     """The critical batch sizes that a curve of steps holds; one word, different numbers."""
+    critical = Definition(
+        name="B_crit",
+        value=value,
+        low=low,
+        high=high,
+        meaning="twice the fewest steps and twice the fewest examples",
+        source="McCandlish et al. 2018, arXiv:1812.06162, Eq. 2.11",
+    )
+    if not best:
+        return [critical]
     anchor = best[0].batch_size
-    bounds = (critical.value, critical.low, critical.high)
-    cbs = [None if bound is None else overhead_batch(anchor, bound) for bound in bounds]
+    cbs = [None if bound is None else overhead_batch(anchor, bound) for bound in (value, low, high)]
     fewest = min(best, key=lambda one: one.steps * one.batch_size).batch_size
     return [
-        Definition(
-            name="B_crit",
-            value=critical.value,
-            low=critical.low,
-            high=critical.high,
-            meaning="twice the fewest steps and twice the fewest examples",
-            source="McCandlish et al. 2018, arXiv:1812.06162, Eq. 2.11",
-        ),
+        critical,
         Definition(
             name="CBS-20",
             value=cbs[0],

@@ -30,6 +30,7 @@ from rightbatch.core.errors import (
 )
 from rightbatch.core.record import Record
 from rightbatch.tasks.task import Task
+from rightbatch.tasks.where import raised
 from rightbatch.train.signals import StopRequests
 from rightbatch.validate.ledger import StudyStoppedError
 from rightbatch.validate.work import Board, Do, Job, Tell, Workers
@@ -85,8 +86,10 @@ def answer(do: Do, job: Job, tell: Tell) -> Record | RightBatchError:
     except RightBatchError as error:
         return error
     except Exception as error:
-        found = f"{job.key} raised {type(error).__name__}: {error}"
-        return InvalidTaskError(found, need="a task that trains", hint="--workers 1 shows where")
+        need, hint = "a task that trains", "call its loss and its evaluate in Python"
+        told = InvalidTaskError(*raised(job.key, error, need, hint))
+        told.__cause__ = error
+        return told
 
 
 class InThisProcess:
@@ -107,10 +110,17 @@ class InThisProcess:
         self._job = job
 
     def wait(self) -> Iterator[tuple[Job, Record]]:
-        """Do it."""
+        """Do it.
+
+        Raises:
+            RightBatchError: the job raised it.
+        """
         job, self._job = self._job, None
         assert job is not None
-        yield job, self._do(job, lambda share, text: self._board.moved(job.key, share, text))
+        found = answer(self._do, job, lambda share, text: self._board.moved(job.key, share, text))
+        if isinstance(found, RightBatchError):
+            raise found
+        yield job, found
 
 
 @dataclass(slots=True)

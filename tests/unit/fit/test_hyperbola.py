@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rightbatch.core.errors import MeasurementError
 from rightbatch.fit.hyperbola import (
     best_rates,
-    bootstrap_critical,
+    critical_bounds,
     fit_hyperbola,
     overhead_batch,
     regime,
@@ -41,15 +41,21 @@ def test_the_fit_is_the_least_squares_of_a_fine_search() -> None:
 
 
 @pytest.mark.parametrize(
-    ("steps", "found"),
+    ("steps", "least", "fewest", "bounds"),
     [
-        ([100.0] * 7, "do not fall"),
-        ([512 / b for b in SIZES], "halve with every doubling"),
+        ([100.0] * 7, 100, 0, (None, 8)),
+        ([512 / b for b in SIZES], 0, 512, (512, None)),
     ],
 )
-def test_a_sweep_without_a_bend_is_refused(steps: list[float], found: str) -> None:
-    with pytest.raises(MeasurementError, match=found):
-        fit_hyperbola(SIZES, steps)
+def test_steps_without_a_bend_bound_it_by_the_end_of_the_sweep(
+    steps: list[float], least: float, fewest: float, bounds: tuple[float | None, float | None]
+) -> None:
+    found = fit_hyperbola(SIZES, steps)
+    assert (found.min_steps, found.min_examples) == (pytest.approx(least), pytest.approx(fewest))
+    assert not found.has_bend
+    assert [found.steps(b) for b in SIZES] == pytest.approx(steps)
+    by_rate = {b: {1.0: [value]} for b, value in zip(SIZES, steps, strict=True)}
+    assert critical_bounds(by_rate, found, np.random.default_rng(0)) == bounds
     with pytest.raises(MeasurementError, match="at 2 batch sizes"):
         fit_hyperbola(SIZES[:2], steps[:2])
 
@@ -71,10 +77,21 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
         }
         best = best_rates(steps)
         fit = fit_hyperbola([one.batch_size for one in best], [one.steps for one in best])
-        interval = bootstrap_critical(steps, fit, rng, draws=40)
-        assert interval.low is not None
-        assert interval.high is not None
-        covered += interval.low <= 64 <= interval.high
+        low, high = critical_bounds(steps, fit, rng, draws=40)
+        assert low is not None
+        assert high is not None
+        covered += low <= 64 <= high
+    assert 0.8 <= covered / repeats <= 1.0
+
+
+def test_intervals_of_few_sizes_with_one_seed_hold_the_truth_as_often_as_they_say() -> None:
+    rng, sizes = np.random.default_rng(4), SIZES[::3]
+    covered, repeats = 0, 50
+    for _ in range(repeats):
+        values = [100 * (1 + 64 / b) * math.exp(0.1 * rng.standard_normal()) for b in sizes]
+        steps = {b: {1.0: [value]} for b, value in zip(sizes, values, strict=True)}
+        low, high = critical_bounds(steps, fit_hyperbola(sizes, values), rng, draws=40)
+        covered += (low or 0) <= 64 <= (high or INF)
     assert 0.8 <= covered / repeats <= 1.0
 
 
@@ -86,7 +103,7 @@ def test_an_interval_is_open_where_draws_lose_the_bend() -> None:
     }
     best = best_rates(steps)
     fit = fit_hyperbola([one.batch_size for one in best], [one.steps for one in best])
-    assert bootstrap_critical(steps, fit, rng, draws=40).high is None
+    assert critical_bounds(steps, fit, rng, draws=40)[1] is None
 
 
 def test_regimes_end_where_a_limit_is_missed_by_a_fifth() -> None:

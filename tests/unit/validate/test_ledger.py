@@ -7,12 +7,15 @@ import signal
 import sqlite3
 import time
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from rightbatch.core.errors import InvalidInputError
+from rightbatch.core.record import Record
+from rightbatch.core.store import read_record, write_record
 from rightbatch.core.sweep import Arm
-from rightbatch.validate.ledger import Ledger, open_ledger, sole_owner
+from rightbatch.validate.ledger import Ledger, open_ledger, same_question, sole_owner
 
 FORK = multiprocessing.get_context("fork")
 
@@ -158,3 +161,28 @@ def test_an_owner_that_is_just_going_is_waited_for(tmp_path: Path) -> None:
     with sole_owner(tmp_path):
         pass
     process.join()
+
+
+class _Question(Record):
+    schema_version: Literal[1] = 1
+    seeds: int
+    rates: int = 3
+
+
+def test_a_question_may_grow_and_nothing_else(tmp_path: Path) -> None:
+    path, seeds = tmp_path / "question.json", frozenset({"seeds"})
+    same_question(path, _Question(seeds=2), seeds)
+    assert same_question(path, _Question(seeds=3), seeds).seeds == 3
+    for fewer in (_Question(seeds=2), _Question(seeds=3, rates=5)):
+        with pytest.raises(InvalidInputError, match=r"= ., while .* began with 3; need what was fixed"):
+            same_question(path, fewer, seeds)
+    assert read_record(path, _Question).seeds == 3
+
+
+def test_a_question_of_another_kind_is_said_to_be_one(tmp_path: Path) -> None:
+    write_record(tmp_path / "question.json", arm(0))
+    with pytest.raises(
+        InvalidInputError, match="of another kind; need a folder for each study"
+    ) as told:
+        same_question(tmp_path / "question.json", _Question(seeds=2))
+    assert "--out" in told.value.hint

@@ -1,20 +1,30 @@
 """Sweeps and branches of a tiny task: each run once, answers with every run behind them."""
 
 import math
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
 
 import tiny
-from rightbatch.core.errors import InvalidInputError, InvalidTaskError, MeasurementError
+from rightbatch.core.errors import InvalidInputError, InvalidTaskError
 from rightbatch.core.plan import Interval
 from rightbatch.core.recipe import Recipe, Target
-from rightbatch.core.store import read_record
+from rightbatch.core.store import read_record, write_record
 from rightbatch.core.sweep import Arm, Critical, Sweep
 from rightbatch.report.branch_plot import plot_branches
 from rightbatch.report.steps_plot import plot_steps
-from rightbatch.report.steps_text import branch_table, critical_lines, steps_table, sweep_lines
+from rightbatch.report.steps_text import (
+    branch_table,
+    critical_lines,
+    definitions_table,
+    steps_table,
+    sweep_lines,
+)
 from rightbatch.tasks.task import Task
 from rightbatch.validate import critical as critical_module
 from rightbatch.validate import sweep as sweep_module
@@ -79,8 +89,7 @@ def test_a_sweep_trains_each_arm_once_and_reads_back_the_same(
 
 
 def test_every_batch_tries_as_many_rates_as_asked_for(tmp_path: Path) -> None:
-    with suppress(MeasurementError):  # so few runs may carry no fit
-        sweep(task(), SIZES, out=tmp_path, rates=5, seeds=1, noise_seconds=0)
+    sweep(task(), SIZES, out=tmp_path, rates=5, seeds=1, noise_seconds=0)
     with open_ledger(tmp_path / LEDGER) as ledger:
         made = {*ledger.keys()}
     for size in SIZES:
@@ -140,10 +149,47 @@ def test_a_target_that_nothing_reaches_is_said_with_the_number_of_batches_that_d
     tmp_path: Path,
 ) -> None:
     hard = task(target=Target("mse", 1e-9, higher_is_better=False))
-    with pytest.raises(MeasurementError, match="reached at 0 batch sizes"):
-        sweep(hard, [8, 16, 32], out=tmp_path, seeds=1, noise_seconds=0)
-    with open_ledger(tmp_path / LEDGER) as ledger:
-        assert len(ledger.keys()) == 9  # and every run is kept
+    found = sweep(hard, [8, 16, 32], out=tmp_path, seeds=1, noise_seconds=0)
+    assert read_record(tmp_path / SWEEP, Sweep) == found
+    assert (found.critical_batch_size, found.points, found.missed) == (None, (), (8, 16, 32))
+    assert len(found.arms) == 9  # and every run is kept
+    assert "reached at 0 batch size(s)" in sweep_lines(found)[0]
+    assert definitions_table(found.definitions).rows[0][:2] == ("B_crit", "not bounded")
+
+
+@pytest.mark.parametrize(
+    ("steps", "bound", "advice", "regime"),
+    [
+        (lambda b: 4096 / b, "64 or more", "sweep larger batches", "perfect scaling"),
+        (lambda _: 50.0, "up to 2", "sweep smaller ones", "stagnation"),
+    ],
+)
+def test_steps_without_a_bend_are_answered_with_a_bound(
+    steps: Callable[[int], float], bound: str, advice: str, regime: str, tmp_path: Path
+) -> None:
+    sizes = [2, 8, 32, 64]
+    found = summarise([arm(b, 1.0, s, steps(b)) for b in sizes for s in (0, 1)], question(sizes))
+    write_record(tmp_path / SWEEP, found)
+    assert read_record(tmp_path / SWEEP, Sweep) == found
+    assert found.critical_batch_size is None
+    assert {point.regime for point in found.points} == {regime}
+    line = sweep_lines(found)[0]
+    assert bound in line
+    assert advice in line
+    assert definitions_table(found.definitions).rows[0][1] == bound
+    assert len(steps_table(found).rows) == 4
+    traces = {trace.name for trace in plot_steps(found).data}
+    assert traces == {"seed 0, at the best rate", "seed 1, at the best rate"}
+
+
+def test_a_target_that_is_met_before_any_training_is_refused_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    met = task(target=Target("mse", 1e6, higher_is_better=False))
+    monkeypatch.setattr(sweep_module, "_train_arm", None)
+    with pytest.raises(InvalidInputError, match="before any training; need a target that training"):
+        sweep(met, SIZES, out=tmp_path, seeds=1, noise_seconds=0)
+    assert not (tmp_path / "question.json").exists()
 
 
 def test_sweeps_that_cannot_answer_are_refused(tmp_path: Path) -> None:
@@ -205,3 +251,65 @@ def test_branches_that_cannot_answer_are_refused(tmp_path: Path) -> None:
             measure_critical(task(), [4, 8], out=tmp_path, points=points)
     with pytest.raises(InvalidInputError, match=r"1 seed"):
         measure_critical(task(), [4, 8], out=tmp_path, seeds=1)
+
+
+def test_the_target_is_judged_on_examples_of_every_part_of_the_validation_data(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sweep_module, "EVALUATED", 6)
+    x = torch.arange(12.0).reshape(12, 1)
+    seen = torch.cat([b[0] for b in sweep_module._validation(task(valid_data=TensorDataset(x, x)))])
+    assert len(seen) == 6
+    assert seen.max() > 6
+    few = torch.cat([
+        b[0] for b in sweep_module._validation(task(valid_data=TensorDataset(x[:5], x[:5])))
+    ])
+    assert few.flatten().tolist() == [0, 1, 2, 3, 4]
+
+
+def test_averaged_weights_are_judged_where_the_recipe_averages(tmp_path: Path) -> None:
+    constants = Recipe(optimizer="sgd", lr=0.05, batch_size=8, epochs=5)
+    plain = sweep(task(recipe=constants), SIZES, out=tmp_path / "p", seeds=1, noise_seconds=0)
+    slow = task(recipe=constants.replace(ema_decay=0.9))
+    averaged = sweep(slow, SIZES, out=tmp_path / "a", seeds=1, noise_seconds=0)
+    took = [
+        next(a.updates for a in found.arms if (a.batch_size, a.factor) == (4, 1.0))
+        for found in (plain, averaged)
+    ]
+    assert took[1] > took[0] + 3  # the average lags by about 1 / (1 - 0.9) updates
+
+
+def test_a_metric_that_is_not_a_number_ends_a_run_as_diverged_and_not_the_sweep(tmp_path: Path) -> None:
+    def undefined_for_large(model: nn.Module, batches: Any) -> dict[str, float]:
+        found = tiny.mean_squared_error(model, batches)["mse"]
+        return {"mse": found if found < 20 else math.nan}
+
+    hot = Recipe(optimizer="sgd", lr=0.4, batch_size=8, epochs=5)
+    found = sweep(
+        task(evaluate=undefined_for_large, recipe=hot), SIZES, out=tmp_path, seeds=1, noise_seconds=0
+    )
+    lost = [arm for arm in found.arms if arm.outcome == "diverged"]
+    assert lost
+    assert {arm.value for arm in lost} == {None}
+    assert any(arm.outcome == "reached" for arm in found.arms)
+
+
+def test_a_sweep_goes_on_without_a_pilot_that_cannot_run(tmp_path: Path) -> None:
+    found = sweep(
+        task(recipe=Recipe(optimizer="sgd", lr=1e30, batch_size=8, epochs=5)),
+        SIZES,
+        out=tmp_path,
+        seeds=1,
+        noise_seconds=1,
+    )
+    assert read_record(tmp_path / SWEEP, Sweep) == found
+    assert (found.predicted, found.noise_scale) == (None, None)
+    assert "No number is predicted beside it: the loss is" in sweep_lines(found)[-1]
+
+
+def test_residuals_are_printed_as_shares_of_what_was_fitted() -> None:
+    sizes, steps = [2, 8, 32, 128], [120.0, 90.0, 25.0, 40.0]
+    found = summarise([arm(b, 1.0, 0, s) for b, s in zip(sizes, steps, strict=True)], question(sizes))
+    for row, point in zip(steps_table(found).rows, found.points, strict=True):
+        assert point.fitted_updates is not None
+        assert row[4] == f"{point.updates / point.fitted_updates - 1:+.1%}"

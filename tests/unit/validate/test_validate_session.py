@@ -339,3 +339,12 @@ def test_ctrl_c_keeps_the_run_in_flight_where_it_stands(tmp_path: Path) -> None:
         validate(task, 16, out=tmp_path / "b", seeds=2),
     )
     assert [run.metrics for run in found.runs] == [run.metrics for run in whole.runs]
+
+
+def test_targets_that_the_first_evaluations_meet_leave_the_cost_unknown(tmp_path: Path) -> None:
+    easy = tiny.task(target=Target("mse", 1e6, higher_is_better=False))
+    found = validate(easy, 16, out=tmp_path, seeds=2)
+    assert found.reached == (2, 2)
+    assert all(run.met_at_first for run in found.runs)
+    assert [(cost.ratio, cost.at_least, cost.at_most) for cost in found.to_target] == [(None,) * 3] * 2
+    assert any("those of both met it at their first" in line for line in comparison_lines(found))

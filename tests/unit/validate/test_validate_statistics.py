@@ -1,5 +1,6 @@
 """Verdicts from paired differences, held against known truths."""
 
+import math
 import sys
 from pathlib import Path
 
@@ -63,13 +64,35 @@ def test_one_pair_or_none_decides_nothing() -> None:
 
 def test_equal_differences_of_a_metric_that_moves_in_steps_are_not_taken_for_certainty() -> None:
     step = metric_step([0.75, 0.5, 0.5], 4)
-    sure, honest = paired_difference([0.25] * 3), paired_difference([0.25] * 3, step=step)
-    assert sure is not None
-    assert sure.low == sure.high
+    honest = paired_difference([0.25] * 3, step=step)
     assert honest is not None
     assert honest.low is not None
     assert honest.low == pytest.approx(0.25 - 4.303 * 0.25 / 18**0.5, abs=1e-4)
     assert metric_step([0.75, 12.0], 4) == metric_step([0.3, 0.75], 4) == 0.0
+
+
+def test_a_verdict_does_not_depend_on_the_unit_of_the_metric() -> None:
+    shares = np.array([[86, 85], [84, 83]]) / 88
+    percent = (100 * shares.astype(np.float32)).astype(float)
+    found = []
+    for values in (shares, percent):
+        step = metric_step(values.ravel().tolist(), 88)
+        difference = paired_difference((values[0] - values[1]).tolist(), step=step)
+        assert difference is not None
+        assert difference.low is not None
+        found.append(difference.low)
+    assert found[1] == pytest.approx(100 * found[0], rel=1e-4)
+
+
+@pytest.mark.parametrize("rounding", [0.0, 1e-6])
+def test_equal_differences_in_unknown_steps_count_as_one_step(rounding: float) -> None:
+    verdicts = {
+        n: judge(
+            paired_difference([-3.0, -3.0 - rounding, *[-3.0] * (n - 2)]), 1.0, higher_is_better=True
+        )
+        for n in (2, 3, 5)
+    }
+    assert verdicts == {2: "undecided", 3: "undecided", 5: "worse"}
 
 
 def test_the_foreseen_number_of_seeds_is_the_first_that_decides_at_the_same_spread() -> None:
@@ -94,13 +117,27 @@ def test_a_design_that_cannot_decide_is_refused(seeds: int, margin: float, found
 
 
 def test_a_run_that_missed_its_target_bounds_the_ratio_and_is_not_dropped() -> None:
-    reached, missed = Cost(10.0, 20.0, True, True), Cost(40.0, 20.0, False, True)
+    reached = Cost(10.0, 10.0), Cost(20.0, 20.0)
+    missed = Cost(40.0, math.inf), Cost(20.0, 20.0)
+    reference_missed = Cost(10.0, 10.0), Cost(20.0, math.inf)
     ratio, at_least, at_most = cost_ratio([reached, reached])
     assert ratio is not None
     assert (ratio.value, at_least, at_most) == (0.5, None, None)
     assert cost_ratio([reached, missed]) == (None, pytest.approx(1.0), None)
-    assert cost_ratio([Cost(10.0, 20.0, True, False)]) == (None, None, 0.5)
-    assert cost_ratio([missed, Cost(10.0, 20.0, True, False)]) == (None, None, None)
+    assert cost_ratio([reference_missed]) == (None, None, 0.5)
+    assert cost_ratio([missed, reference_missed]) == (None, None, None)
+    assert cost_ratio([]) == (None, None, None)
+
+
+def test_a_run_that_met_its_target_at_the_first_evaluation_bounds_the_ratio_from_the_other_side() -> (
+    None
+):
+    early, exact, missed = Cost(0.0, 10.0), Cost(20.0, 20.0), Cost(20.0, math.inf)
+    assert cost_ratio([(early, exact)]) == (None, None, 0.5)
+    assert cost_ratio([(exact, early)]) == (None, 2.0, None)
+    assert cost_ratio([(early, early)]) == (None, None, None)
+    assert cost_ratio([(early, missed)]) == (None, None, 0.5)
+    assert cost_ratio([(early, exact), (missed, exact)]) == (None, None, None)
 
 
 def test_the_bootstrap_of_many_seeds_agrees_with_student() -> None:
