@@ -188,7 +188,8 @@ def _check_one_example(modes: Sequence[Mode], limit_bytes: int, headroom: float)
     try:
         least.max_micro_batch(limit_bytes, headroom)
     except InfeasibleError as error:
-        hint = f"{memory_option(least.high_bytes(1), headroom)}; or {error.hint}"
+        option = memory_option(least.high_bytes(1), headroom)
+        hint = option + error.hint.removeprefix("raise the limit")
         raise InfeasibleError(error.found, need=error.need, hint=hint) from error
 
 
