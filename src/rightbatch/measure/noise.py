@@ -104,6 +104,9 @@ def measure_noise(
                 samples.cut = True
                 return
         if any(point.examples_seen == pilot.examples_seen for point in samples.points):
+            if pilot.examples_seen < goal:  # the time for training ended with the point before
+                samples.cut = True
+                return
             continue
         if samples.gradients and not budget.allows(MIN_SAMPLES * 2 * spent.seconds_per_update):
             samples.cut = True

@@ -80,6 +80,20 @@ def test_training_that_time_cuts_short_is_told_even_where_some_time_is_left() ->
     assert samples.cut
 
 
+def test_training_time_that_ends_on_a_point_is_told_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds, update = [0.0], noise.Pilot.update
+
+    def timed(pilot: noise.Pilot) -> None:
+        update(pilot)
+        seconds[0] += 1.0
+
+    monkeypatch.setattr(noise.Pilot, "update", timed)
+    samples, budget = NoiseSamples(), Budget(seconds=17.0, clock=lambda: seconds[0])  # 7.65 to train in
+    list(measure_noise(tiny.task(recipe=recipe(epochs=8)), samples, device="cpu", budget=budget))
+    assert [point.examples_seen for point in samples.points] == [0, 72]  # a warm-up and 8 updates
+    assert samples.cut
+
+
 def test_a_task_without_a_target_is_not_evaluated() -> None:
     def evaluate(*_: Any) -> dict[str, float]:
         raise AssertionError("evaluated")
