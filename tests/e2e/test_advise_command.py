@@ -68,3 +68,5 @@ def test_what_is_given_counts_more_than_what_a_use_case_implies() -> None:
     ]
     assert sizes[0]["micro_batch_size"] * 8 == sizes[0]["global_batch_size"]
     assert sizes[1]["micro_batch_size"] == sizes[1]["global_batch_size"]
+    alone = run_cli("advise", "--batch", "32", "--json").document["advice"]
+    assert {line["name"]: line["value"] for line in alone}["micro_batch_size"] == 32

@@ -137,6 +137,7 @@ def test_replicas_share_the_batch_evenly_and_an_unknown_batch_is_that_of_the_res
     assert lines["global_batch_size"].decision.value == 30
     assert lines["global_batch_size"].decision.rule == "today's, as a multiple of 6"
     assert lines["micro_batch_size"].decision.value == 5
+    assert by_name(batch_size=34, num_replicas=6)["global_batch_size"].decision.value == 36
     many = by_name(num_train_examples=1000, num_replicas=512)["global_batch_size"].decision
     assert (many.value, many.reason) == (512, "an example for each of 512 replicas is the least")
 

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+import known
 from records import measurements
 from rightbatch.core.errors import InvalidInputError
 from rightbatch.core.sources import SOURCES
@@ -71,7 +72,7 @@ def test_the_numbers_are_those_of_the_measurements() -> None:
 
 
 def test_the_rate_is_the_one_that_a_plan_at_twice_the_batch_would_take() -> None:
-    measured = measurements()
+    measured = known.measurements()  # of SGD, whose rate saturates with the critical batch size
     plan = make_plan(measured.task, measured, limits=Limits(max_batch_size=64), objective="time")
     assert plan.global_batch_size == 64
     said = str(answer_question("the linear scaling rule", measured, plan).measured)
