@@ -20,6 +20,10 @@ OPTIMIZER_FAMILIES: dict[str, OptimizerFamily] = {
     name: family for family, names in _MEMBERS.items() for name in names.split()
 }
 """How the update of each ``torch.optim`` class scales with the gradient."""
+FAMILIES_BY_NAME: dict[str, OptimizerFamily] = {
+    name.lower(): family for name, family in OPTIMIZER_FAMILIES.items()
+}
+"""The same by the name of the class in lower case."""
 
 
 class Environment(Record):

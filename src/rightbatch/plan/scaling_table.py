@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from rightbatch.core.errors import InvalidInputError, did_you_mean
-from rightbatch.core.facts import OPTIMIZER_FAMILIES, OptimizerFamily
+from rightbatch.core.facts import FAMILIES_BY_NAME, OptimizerFamily
 from rightbatch.core.plan import Decision, Interval
 from rightbatch.core.recipe import Recipe
 from rightbatch.plan.rates import Surge, gain
@@ -18,8 +18,6 @@ from rightbatch.plan.scaling import (
     scale_warmup_steps,
     untuned_warmup,
 )
-
-_FAMILIES: dict[str, OptimizerFamily] = {n.lower(): f for n, f in OPTIMIZER_FAMILIES.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,9 +52,9 @@ def find_family(optimizer: str) -> OptimizerFamily:
         InvalidInputError: the name looks like a class mistyped.
     """
     name = optimizer.lower()
-    if name in _FAMILIES:
-        return _FAMILIES[name]
-    hint = did_you_mean(name, _FAMILIES)
+    if name in FAMILIES_BY_NAME:
+        return FAMILIES_BY_NAME[name]
+    hint = did_you_mean(name, FAMILIES_BY_NAME)
     if hint.startswith("did you mean"):
         hint += " (--optimizer other keeps every constant)"
         raise InvalidInputError(f"optimizer {name!r}", need="a torch.optim class", hint=hint)

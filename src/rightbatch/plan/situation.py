@@ -8,19 +8,13 @@ from typing import Literal
 
 from rightbatch.core.devices import Accelerator
 from rightbatch.core.errors import InvalidInputError, did_you_mean
-from rightbatch.core.facts import OPTIMIZER_FAMILIES, OptimizerFamily
+from rightbatch.core.facts import FAMILIES_BY_NAME, OptimizerFamily
 from rightbatch.core.plan import Decision, Evidence, Objective
 from rightbatch.plan.transformer_config import TransformerConfig
 
 Normalization = Literal["batch", "group", "layer", "none"]
 
 PLAN, MEMORY, SPEED = (f"rightbatch {verb} my_task.py" for verb in ("plan", "memory", "speed"))
-
-
-FAMILIES_BY_NAME: dict[str, OptimizerFamily] = {
-    name.lower(): family for name, family in OPTIMIZER_FAMILIES.items()
-}
-"""By the name of the class, in lower case."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,11 +6,11 @@ import math
 from collections.abc import Iterator
 
 from rightbatch.core.errors import InfeasibleError
-from rightbatch.core.facts import OptimizerFamily
+from rightbatch.core.facts import FAMILIES_BY_NAME, OptimizerFamily
 from rightbatch.core.plan import Objective
 from rightbatch.core.units import format_bytes
 from rightbatch.fit.largest import largest_size
-from rightbatch.plan.situation import FAMILIES_BY_NAME, MEMORY, SPEED, Advice, Situation, line_of
+from rightbatch.plan.situation import MEMORY, SPEED, Advice, Situation, line_of
 from rightbatch.plan.transformer_config import count_parameters
 from rightbatch.plan.transformer_memory import Precision, estimate_transformer_memory
 

@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rightbatch.core.errors import InvalidTaskError
 from rightbatch.tasks.build import build_model, collate, compute_loss, to_device
+from rightbatch.tasks.order import fixed_sample
 from rightbatch.tasks.task import Task
 
 SUBSET = 512
@@ -84,7 +85,7 @@ class Curvature:
         if double:
             model = model.double()
         total = task.num_train_examples
-        chosen = np.random.default_rng(0).permutation(total)[:num_examples].tolist()
+        chosen = fixed_sample(total, num_examples)
         parts = [chosen[i : i + micro_batch_size] for i in range(0, len(chosen), micro_batch_size)]
         batches = [(to_device(collate(task, part), device), len(part)) for part in parts]
         if double:
