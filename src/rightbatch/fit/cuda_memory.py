@@ -256,7 +256,7 @@ def _stream_at(traces: Sequence[MemoryTrace], size: int) -> tuple[MemoryTrace, S
     by_size = dict(sorted((trace.micro_batch_size, trace) for trace in traces))
     if size in by_size:
         return by_size[size], by_size[size].delta_bytes
-    sizes = list(by_size)
+    sizes = [b for b in by_size if b > 1] or list(by_size)  # a lone example skips copies
     sizes = [*sizes[:1], *sizes[len(sizes) // 2 : len(sizes) // 2 + 1], *sizes[-1:]]
     anchors = [by_size[b] for b in dict.fromkeys(sizes)]
     if len(anchors) < 2 or len({(signature(t), t.storage) for t in anchors}) > 1:

@@ -190,8 +190,8 @@ def fit_memory_model(traces: Sequence[MemoryTrace]) -> MemoryModel:
     """Fit the peak of one task's step to traces at two or more micro-batch sizes above 1.
 
     Args:
-        traces: of one recipe, from fake tensors, from real steps, or both. A real one at size 1
-            answers for that size alone.
+        traces: of one recipe, from fake tensors, from real steps, or both. One at size 1 answers
+            for that size alone.
 
     Raises:
         MeasurementError: no source has traces at two sizes.
@@ -201,10 +201,10 @@ def fit_memory_model(traces: Sequence[MemoryTrace]) -> MemoryModel:
         for ordered in [sorted(traces, key=lambda t: t.micro_batch_size)]
         for source in ("fake", "kernels")
     }
-    lone = by_source["kernels"].get(1)
     fakes, kernels = ([t for b, t in found.items() if b > 1] for found in by_source.values())
     real = len(kernels) >= 2
     chosen = kernels if real else fakes
+    lone = by_source["kernels" if real else "fake"].get(1)
     if len(chosen) < 2:
         found = f"{len(fakes)} fake and {len(kernels)} real memory trace(s)"
         raise MeasurementError(found, need="two sizes of one kind", hint="trace sizes 2 and 3")
@@ -222,7 +222,7 @@ def fit_memory_model(traces: Sequence[MemoryTrace]) -> MemoryModel:
     if _input_bytes(chosen[0]) >= _input_bytes(chosen[-1]):
         sizes = f"{chosen[0].micro_batch_size} and {chosen[-1].micro_batch_size} examples"
         caveats.append(f"batches of {sizes} take the same bytes: does collate ignore examples?")
-    if real and lone:
+    if lone:
         fitted = with_lone(fitted, lone)
     else:
         caveats.append("a micro-batch of 1 was not traced: it may take other kernels")

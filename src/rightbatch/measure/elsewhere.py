@@ -11,7 +11,7 @@ from rightbatch.core.samples import MemoryTrace, ModeSamples
 from rightbatch.core.work import StepWork
 from rightbatch.measure.budget import Budget
 from rightbatch.measure.memory import trace_cuda
-from rightbatch.measure.memory.ladder import check_growth
+from rightbatch.measure.memory.ladder import check_growth, trace_lone
 from rightbatch.measure.memory.options import AS_TODAY, StepOptions
 from rightbatch.measure.memory.steps import caller_untouched
 from rightbatch.measure.memory.worst_case import find_worst_case, with_examples
@@ -42,11 +42,12 @@ def trace_accelerator(
     with caller_untouched():
         worst_case = find_worst_case(task)
     costliest = with_examples(task, worst_case.indices)
-    capability = accelerator.capability
+
+    def trace(size: int) -> MemoryTrace:
+        return trace_cuda(costliest, size, options=options, capability=accelerator.capability)
+
     try:
-        traces = [
-            trace_cuda(costliest, size, options=options, capability=capability) for size in _SIZES
-        ]
+        traces = [trace(size) for size in _SIZES]
     except RightBatchError:
         raise
     except Exception as error:  # whatever the user's code raises on tensors without values
@@ -56,7 +57,9 @@ def trace_accelerator(
         hint += " --device cpu"
         raise InvalidInputError(found, need="a step that runs on fake tensors", hint=hint) from error
     check_growth(traces)
-    return [trace.replace(worst_case=worst_case) for trace in traces]
+    if len(worst_case.indices) < 2:  # else no single example is the costliest
+        traces += trace_lone(trace)
+    return [traced.replace(worst_case=worst_case) for traced in traces]
 
 
 def iterate_elsewhere(

@@ -74,6 +74,13 @@ def test_two_sizes_give_the_stream_of_any_other(size: int) -> None:
     assert changes_at([trace(2), trace(3)], size, (8, 0)) == changes_at([trace(size)], size, (8, 0))
 
 
+def test_a_lone_example_with_ways_of_its_own_changes_no_other_size() -> None:
+    lone = trace(1, products=False)
+    law, with_lone = ([*first, trace(2), trace(3)] for first in ([], [lone]))
+    assert changes_at(with_lone, 64, (8, 0)) == changes_at(law, 64, (8, 0))
+    assert changes_at(with_lone, 1, (8, 0)) == changes_at([lone], 1, (8, 0))
+
+
 def test_three_sizes_give_it_where_examples_meet_each_other() -> None:
     anchors = [trace(size, square=12) for size in (2, 3, 5)]
     expected = changes_at([trace(100, square=12)], 100, (8, 0))

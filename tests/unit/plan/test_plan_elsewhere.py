@@ -14,7 +14,7 @@ from rightbatch.core.samples import Measurements, ModeSamples
 from rightbatch.fit.models import fit_models
 from rightbatch.fit.roofline import FAST, SLOW, USUAL, draw_efficiency
 from rightbatch.measure.budget import Budget
-from rightbatch.measure.elsewhere import iterate_elsewhere
+from rightbatch.measure.elsewhere import iterate_elsewhere, trace_accelerator
 from rightbatch.plan.fitted import fit_all
 from rightbatch.plan.limits import Limits
 from rightbatch.plan.planner import make_plan
@@ -36,6 +36,11 @@ def measured(samples: tuple[ModeSamples, ...]) -> Measurements:
     return known.measurements(
         modes=samples, task=task, memory=(), step_timings=(), optimizer_seconds=()
     )
+
+
+def test_one_example_is_traced_by_itself() -> None:
+    sizes = [trace.micro_batch_size for trace in trace_accelerator(tiny.task(), A100)]
+    assert sizes == [2, 3, 5, 1]
 
 
 def plan(measured: Measurements, limits: Limits | None = None, **wishes: Any) -> Plan:

@@ -137,16 +137,15 @@ def iterate_memory_traces(
     if KERNEL_RUNGS[1] in small and not _aligned([small[size] for size in KERNEL_RUNGS[:2]]):
         yield from (trace(size) for size in _BETWEEN)
     if len(worst_case.indices) < 2:  # else no single example is the costliest
-        yield from _lone(trace)
+        yield from trace_lone(trace)
 
 
-def _lone(trace: Callable[[int], MemoryTrace]) -> Iterator[MemoryTrace]:
+def trace_lone(trace: Callable[[int], MemoryTrace]) -> tuple[MemoryTrace, ...]:
     """The trace of 1, or nothing where that cannot run: BatchNorm refuses a lone value."""
     try:
-        traced = trace(1)
+        return (trace(1),)
     except Exception:  # the user's code may raise anything where larger sizes ran
-        return
-    yield traced
+        return ()
 
 
 def _climb(

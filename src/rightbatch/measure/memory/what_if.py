@@ -24,7 +24,7 @@ from rightbatch.measure.memory import compat
 from rightbatch.measure.memory.cuda_proxy import trace_cuda
 from rightbatch.measure.memory.fake import StorageObserver, trace_subject
 from rightbatch.measure.memory.kernels import trace_kernels
-from rightbatch.measure.memory.ladder import free_memory_bytes, is_curved, peak_bytes
+from rightbatch.measure.memory.ladder import free_memory_bytes, is_curved, peak_bytes, trace_lone
 from rightbatch.measure.memory.options import AS_TODAY, StepOptions
 from rightbatch.measure.memory.steps import (
     NUM_STEPS,
@@ -117,7 +117,7 @@ def what_if(
         timed = run if rounds >= _ROUNDS[0] else None
         setting = replace(setting, real=True, run_today=timed, rounds=min(rounds, _ROUNDS[1]))
     traces = _traces(today, setting)
-    if not is_curved(traces):
+    if not is_curved([trace for trace in traces if trace.micro_batch_size > 1]):
         setting = replace(setting, num_sizes=2)
     first = _row(today, traces, setting)
     rows = [first, *(_compare(variant, today, first, setting) for variant in others)]
@@ -180,19 +180,20 @@ def _untraced(variant: Variant, note: str) -> WhatIf:
 
 
 def _traces(variant: Variant, setting: _Setting) -> list[MemoryTrace]:
-    """Traces at the variant's size, far from it and beside it; never at 1, which skips copies."""
+    """Traces at the variant's size, far from it and beside it, and at 1 where that is its size."""
     task, options, size = variant.task, variant.options, max(2, variant.micro_batch_size)
-    sizes = (size, 2 * size, size + 1)[: setting.num_sizes]
-    if (accelerator := setting.accelerator) is not None:
-        capability = accelerator.capability
-        traces = [trace_cuda(task, s, options=options, capability=capability) for s in sizes]
-    elif setting.real:
-        traces = [trace_kernels(task, s, options=options) for s in sizes]
-    else:
+
+    def trace(size: int) -> MemoryTrace:
+        if (accelerator := setting.accelerator) is not None:
+            return trace_cuda(task, size, options=options, capability=accelerator.capability)
+        if setting.real:
+            return trace_kernels(task, size, options=options)
         with caller_untouched():
-            subject = build_subject(task, options)
-            traces = [trace_subject(task, subject, s, options) for s in sizes]
-    return sorted(traces, key=lambda trace: trace.micro_batch_size)
+            return trace_subject(task, build_subject(task, options), size, options)
+
+    traces = [trace(s) for s in (size, 2 * size, size + 1)[: setting.num_sizes]]
+    lone = trace_lone(trace) if variant.micro_batch_size == 1 else ()
+    return sorted([*traces, *lone], key=lambda trace: trace.micro_batch_size)
 
 
 def _row(variant: Variant, traces: Sequence[MemoryTrace], setting: _Setting) -> WhatIf:

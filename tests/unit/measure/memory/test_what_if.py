@@ -109,6 +109,31 @@ def test_a_split_step_has_the_same_examples(rows: tuple[WhatIf, ...]) -> None:
     assert row.peak_bytes == peak_bytes(expected)
 
 
+class Turned(nn.Module):
+    """Its input is copied, unless there is one example: that lies as wanted already."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x[:, None].expand(-1, 64, -1).contiguous()
+        turned = rows.transpose(0, 1).contiguous()
+        return self.last(turned.square()).mean(0)
+
+
+@pytest.mark.parametrize("accelerator", [None, parse_accelerator("a100-40gb")])
+def test_a_micro_batch_of_1_is_traced_at_1(monkeypatch: pytest.MonkeyPatch, accelerator: Any) -> None:
+    only(monkeypatch, "sgd")
+    turned = task(model=Turned)
+    today = what_if(turned, 1, usable_bytes=2**34, accelerator=accelerator, seconds=0)[0]
+    if accelerator is None:
+        assert today.peak_bytes == peak_bytes(trace_kernels(turned, 1))
+    else:
+        expected = predict_cuda_memory([trace_cuda(turned, 1)], 1)
+        assert today.peak_bytes == expected.allocated_bytes
+
+
 def test_steps_are_timed_only_where_they_run(rows: tuple[WhatIf, ...]) -> None:
     found = by_option(rows)
     for option in ("checkpointing", "bf16 autocast", "4 micro-batches of 16"):
