@@ -9,11 +9,14 @@ from __future__ import annotations
 import math
 
 from rightbatch.core.comparison import Matching, Remedy, RemedyName
+from rightbatch.core.errors import InvalidInputError
 from rightbatch.core.facts import TaskFacts
 from rightbatch.core.plan import Plan
 from rightbatch.core.units import format_number
 from rightbatch.plan.scaling import scale_weight_decay, with_defaults
 from rightbatch.tasks.task import Task
+from rightbatch.train.check import check_plan, check_run
+from rightbatch.train.sampler import Windows
 from rightbatch.validate.sides import as_recipe, at_batch, count_updates, with_updates
 from rightbatch.validate.smoothing import why_not_smoothed
 
@@ -46,13 +49,26 @@ def list_remedies(
         matched_by: what both sides had the same of.
         device: where the loss is called.
     """
-    return (
+    listed = (
         _weight_decay(facts, candidate, reference),
         _label_smoothing(task, candidate, device),
         _ghost_batch_norm(facts, candidate, reference),
         _smaller_batch(facts, candidate, reference, matched_by),
         _longer_training(facts, candidate, reference),
     )
+    return tuple(_if_it_runs(task, remedy, device) for remedy in listed)
+
+
+def _if_it_runs(task: Task, remedy: Remedy, device: str) -> Remedy:
+    """The remedy, or why a run of it would be refused, such as for a lone example in BatchNorm."""
+    if remedy.plan is None:
+        return remedy
+    try:
+        windows = Windows.of(remedy.plan, task.num_train_examples, seed=0)
+        check_run(task, check_plan(task, remedy.plan), windows, device)
+    except InvalidInputError as refusal:
+        return remedy.replace(change=refusal.found, plan=None)
+    return remedy
 
 
 def _remedy(name: RemedyName, change: str, plan: Plan | None, label_smoothing: float = 0.0) -> Remedy:

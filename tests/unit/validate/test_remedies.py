@@ -25,11 +25,11 @@ from rightbatch.validate.sides import at_batch, batch_side, recipe_side, with_up
 RECIPE = Recipe(optimizer="sgd", lr=0.05, momentum=0.9, batch_size=4, epochs=2, weight_decay=0.01)
 
 
-def data(seed: int) -> TensorDataset:
+def data(seed: int, count: int = 96) -> TensorDataset:
     """Three classes, told by which of three features is the largest, with noise."""
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(96, 3, generator=generator)
-    return TensorDataset(x, (x + 0.3 * torch.randn(96, 3, generator=generator)).argmax(1))
+    x = torch.randn(count, 3, generator=generator)
+    return TensorDataset(x, (x + 0.3 * torch.randn(count, 3, generator=generator)).argmax(1))
 
 
 def task(**changes: Any) -> Task:
@@ -124,6 +124,13 @@ def test_a_smaller_batch_is_not_tried_where_its_pace_is_unknown_or_none_lies_bet
     assert "pace" in remedies(of, at_32(of), "time")["smaller batch"].change
     near = batch_side(check_task(of), 8).plan
     assert "no batch half-way" in remedies(of, near)["smaller batch"].change
+
+
+def test_a_remedy_that_no_run_would_accept_says_why_before_any_run() -> None:
+    of = task(train_data=data(0, 100))  # 9 x 11 + 1
+    smaller = remedies(of, at_32(of))["smaller batch"]
+    assert smaller.plan is None
+    assert "a micro-batch of 1 example, which BatchNorm cannot normalise" in smaller.change
 
 
 def test_a_smaller_batch_keeps_the_split_of_the_candidate() -> None:
