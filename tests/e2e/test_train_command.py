@@ -87,7 +87,8 @@ def test_the_run_says_how_it_goes_on(tmp_path: Path, task: Path) -> None:
 
 
 def test_a_run_ends_at_the_target_that_it_is_given(tmp_path: Path, task: Path) -> None:
-    easy = run_cli("train", task, "--run", tmp_path / "easy", "--target", "loss<=1e9", "--json")
+    short = ("--max-updates", "9", "--json")
+    easy = run_cli("train", task, "--run", tmp_path / "easy", "--target", "loss<=1e9", *short)
     assert (easy.document["outcome"], easy.document["target_reached"]) == ("target_reached", True)
     called = run_cli("train", task, "--run", tmp_path / "none", "--target", "0.9")
     assert_three_parts(called, code=2, found="--target '0.9'", need="METRIC=VALUE", hint="--target")
