@@ -56,10 +56,13 @@ def render_report(
         measurements = measurements.replace(task=measurements.task.replace(target=plan.target))
     models = fit_models(measurements)
     exhibits = collect_exhibits(measurements, models, plan, runs)
+    first = 1 if plan and plan.candidates else 0  # the picture of the choice stands with the answer
     body = [
         *_answer(measurements, models, plan, runs, folder),
+        *map(render_exhibit, exhibits[:first]),
+        *_decisions(measurements, plan),
         *_signal(measurements),
-        *_evidence(measurements, exhibits, runs),
+        *_evidence(measurements, exhibits[first:], runs),
         *_method(measurements, models, plan),
     ]
     title = f"{measurements.task.name}: rightbatch report"
@@ -83,7 +86,7 @@ def _answer(
         trained=plan is not None and plan.global_batch_size in batches,
         compared=task.recipe.batch_size in batches,
     )
-    parts = [
+    return [
         tag("h1", f"rightbatch: {task.name} on {measurements.environment.device_name}"),
         tag("p", sentences.answer_sentence(plan, task), class_="answer"),
         sections.render_notes([*(plan.warnings if plan else ()), *measurements.notes]),
@@ -92,9 +95,14 @@ def _answer(
         tag("h2", "At a glance"),
         sections.render_facts(measurements, models, plan),
     ]
-    if plan and plan.decisions:
-        parts += [tag("h2", "The plan"), sections.render_decisions(plan.decisions, task.recipe)]
-    return parts
+
+
+def _decisions(measurements: Measurements, plan: Plan | None) -> list[Html]:
+    """Every planned value."""
+    if plan is None or not plan.decisions:
+        return []
+    table = sections.render_decisions(plan.decisions, measurements.task.recipe)
+    return [tag("h2", "The plan"), table]
 
 
 def _signal(measurements: Measurements) -> list[Html]:

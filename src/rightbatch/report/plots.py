@@ -112,8 +112,8 @@ def plot_speed(speed: SpeedModel, loader: LoaderModel | None, plan: Plan | None)
     rates = [speed.examples_per_second(size) for size in sizes]
     swapped = [(1e3 * b / high, 1e3 * b / low) for b, (low, high) in zip(sizes, bounds, strict=True)]
     add_intervals(figure, sizes, rates, swapped, name, BLUE, showlegend=False, **below)
+    ceiling = [loader.examples_per_second(size) for size in sizes] if loader else []
     if loader:
-        ceiling = [loader.examples_per_second(size) for size in sizes]
         add_line(figure, sizes, ceiling, "loader alone", GREEN, dash="dash", **below)
     knee = speed.knee_micro_batch_size
     best = [speed.examples_per_second(knee)]
@@ -127,7 +127,8 @@ def plot_speed(speed: SpeedModel, loader: LoaderModel | None, plan: Plan | None)
     ends = [end for pair in bounds for end in pair if end > 0]  # a logarithmic axis has no 0
     log_axis(figure, min(ends) / 1.2, max(ends) * 1.2, title="step, ms", **above)
     figure.update_xaxes(title="micro-batch size", **below)
-    figure.update_yaxes(title="examples/s", rangemode="tozero", **below)
+    flows = [*rates, *(end for pair in swapped for end in pair), *ceiling]
+    log_axis(figure, min(flows) / 1.2, max(flows) * 1.2, title="examples/s", **below)
     return figure
 
 

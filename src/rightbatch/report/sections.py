@@ -25,7 +25,7 @@ _ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 
 def render_notes(lines: Iterable[str]) -> Html:
     """Warnings beside the answer, each once; nothing where there are none."""
-    unique = [tag("li", line) for line in dict.fromkeys(lines)]
+    unique = [tag("li", with_code(line)) for line in dict.fromkeys(lines)]
     return tag("ul", *unique, class_="notes") if unique else Html()
 
 

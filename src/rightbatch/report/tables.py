@@ -226,9 +226,9 @@ def models_table(models: Models, measurements: Measurements) -> Table:
     """Each fitted model: its law, what it was fitted to, how well, and where it holds."""
     rows: list[tuple[str, ...]] = []
     if models.memory:
-        sizes = sorted(trace.micro_batch_size for trace in measurements.memory)
+        sizes = sorted({trace.micro_batch_size for trace in measurements.memory})
         law = "highest of the lines that every moment of a step follows in the micro-batch size"
-        traces = f"{len(sizes)} traces, at micro-batch {', '.join(map(str, sizes))}"
+        traces = f"{len(measurements.memory)} traces, at micro-batch {', '.join(map(str, sizes))}"
         rows.append((
             "peak memory",
             law,

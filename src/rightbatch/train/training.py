@@ -161,10 +161,10 @@ class Training:
                 self.save()
         if record.examples < updater.total_examples:
             left = updater.total_examples - record.examples
-            message = f"stopped at max_updates = {record.updates}, {left} examples early"
+            message = f"stopped at max_updates = {record.updates:,}, {left:,} examples early"
             return End(Outcome.STOPPED, message)
         missed = "" if self.task.target is None else f" without reaching {self.task.target}"
-        return End(Outcome.FINISHED, f"all {record.examples} examples processed{missed}")
+        return End(Outcome.FINISHED, f"all {record.examples:,} examples processed{missed}")
 
     def _signals(self, stop: StopRequests) -> tuple[bool, bool, bool, bool]:
         """What a process may ask all to do after the update: to stop (twice), to save, to grow."""
@@ -236,7 +236,7 @@ class Training:
                 self._plateau.see(score)
         record.add_evaluation(metrics)
         if target is not None and target.is_reached(metrics[target.metric]):
-            return End(Outcome.TARGET_REACHED, f"{target} reached after {record.examples} examples")
+            return End(Outcome.TARGET_REACHED, f"{target} reached after {record.examples:,} examples")
         if self._early_stopping is not None and since_best >= self._early_stopping:
             best = record.evaluations[-1 - since_best]
             message = f"no better evaluation in {since_best} after that of update {best.updates}"

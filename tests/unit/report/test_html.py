@@ -94,6 +94,18 @@ def test_the_answer_comes_first_and_in_one_sentence(page: Page) -> None:
     assert "Train digits with global batch 96 = micro 96 x accumulation 1 x replicas 1" in text[:200]
 
 
+def test_the_picture_of_the_choice_stands_with_the_answer(page: Page) -> None:
+    places = [page.text.index(t) for t in ("At a glance", "Which batch size is fastest", "The plan ")]
+    assert places == sorted(places)
+    assert page.text.count("Which batch size is fastest") == 1
+
+
+def test_commands_in_warnings_are_set_as_code() -> None:
+    plan = records.plan().replace(notes=("measure: `rightbatch plan x` does",))
+    text = render_report(records.measurements(), plan)
+    assert "<li>measure: <code>rightbatch plan x</code> does</li>" in text
+
+
 def test_nothing_is_loaded_from_anywhere(page: Page) -> None:
     loading = {"img", "link", "iframe", "object", "embed", "video", "audio", "source", "form", "base"}
     assert not loading & {tag for tag, _ in page.tags}

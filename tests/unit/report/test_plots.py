@@ -106,6 +106,11 @@ def test_the_knee_and_the_loaders_ceiling_are_drawn_in_examples_per_second() -> 
     ceiling = trace(figure, "loader alone")
     assert ceiling.y[-1] == pytest.approx(MODELS.loader.examples_per_second(ceiling.x[-1]))
     assert knee.yaxis == ceiling.yaxis == "y2"
+    assert figure.layout.yaxis2.type == "log"  # a quick loader would flatten the step's line
+    low, high = figure.layout.yaxis2.range
+    rate = next(t for t in figure.data if t.name == "forward and backward" and t.yaxis == "y2")
+    assert 10**low < min(rate.y)
+    assert max(ceiling.y) < 10**high
 
 
 def test_owners_stack_up_to_the_predicted_peak() -> None:

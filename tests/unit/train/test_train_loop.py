@@ -131,6 +131,8 @@ def test_max_updates_stops_the_run_and_still_evaluates(tmp_path: Path) -> None:
     assert run.outcome is Outcome.STOPPED
     assert run.message == "stopped at max_updates = 8, 128 examples early"
     assert [e.updates for e in run.evaluations] == [6, 8]
+    long = train(tiny.task(), plan(epochs=100), tmp_path / "long", max_updates=2)
+    assert long.message == "stopped at max_updates = 2, 4,784 examples early"
 
 
 def test_max_updates_does_not_shorten_the_schedule(tmp_path: Path) -> None:
