@@ -105,7 +105,7 @@ def plot_curves(comparison: Comparison, curves: Curves) -> go.Figure:
 def _against_the_reference(comparison: Comparison) -> go.Figure:
     """An empty figure of differences, with the margin as a band and a line at 0."""
     better = "higher" if comparison.higher_is_better else "lower"
-    title = f"{html.escape(comparison.metric)} less the reference's; {better} is better"
+    title = f"{html.escape(comparison.metric)} less the reference's<br>{better} is better"
     figure = new_figure("", title, height=360)
     look: dict[str, Any] = {"xref": "paper", "x0": 0, "x1": 1, "layer": "below"}
     figure.add_shape(

@@ -47,7 +47,7 @@ def test_every_seed_is_a_point_and_the_mean_has_its_interval(study: tuple[Compar
     assert mean.y[0] - mean.error_y.arrayminus[0] == pytest.approx(difference.low)
     band = figure.layout.shapes[0]
     assert (band.y0, band.y1) == (-found.margin, found.margin)
-    assert figure.layout.yaxis.title.text == "mse less the reference's; lower is better"
+    assert figure.layout.yaxis.title.text == "mse less the reference's<br>lower is better"
 
 
 def test_remedies_stand_beside_the_plain_candidate(study: tuple[Comparison, Path]) -> None:
