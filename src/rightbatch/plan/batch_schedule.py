@@ -26,6 +26,7 @@ from rightbatch.plan.score import interval
 
 STAGES = 3  # doublings from the first batch to the plan's
 GROWING_SHARE = 0.5  # of the run, over which linear and exponential schedules grow
+PARTS = 16  # of the stretch between two points of the pilot, in which the batch may change
 WORTH_IT = 0.95  # a schedule is proposed where even the upper end of its ratio is below this
 _SOURCES: dict[BatchScheduleKind, str] = {
     "linear": "gray2024",
@@ -75,13 +76,14 @@ def propose_schedule(
         ratio: Interval | None = None
         if grows and batch >= 2:
             milestones = _by_noise(chosen, candidates, noise)
-            ratio = _time_ratio(milestones, chosen, candidates, noise) if len(milestones) > 1 else None
+            if len(milestones) > 1:
+                ratio = _time_ratio(milestones, chosen, candidates, noise, facts.recipe.batch_size)
         return Proposal(schedule=None, decision=_kept(ratio, known=known, grows=grows))
     milestones = _milestones(kind, chosen, candidates, noise if known else (), facts, total_examples)
     schedule = BatchSchedule(kind=kind, milestones=milestones, rate_power=power)
     ratio = None
     if known and kind != "noise":
-        ratio = _time_ratio(milestones, chosen, candidates, noise)
+        ratio = _time_ratio(milestones, chosen, candidates, noise, facts.recipe.batch_size)
     sizes = " to ".join(f"{size:,}" for size in (milestones[0][1], batch))
     gain = "what it brings is not predicted: the noise scale is not decided all along the pilot"
     if kind == "noise":
@@ -207,28 +209,31 @@ def _time_ratio(
     chosen: Chosen,
     candidates: Sequence[Candidate],
     noise: Sequence[NoiseScale],
+    today: int,
 ) -> Interval:
     """Time over the pilot's progress with a schedule, over that with the plan's batch alone.
 
-    Progress between two points of the pilot is examples / (noise + B) at the batch it was run with.
+    Progress between two points of the pilot is examples / (noise + B) at today's batch, which it was
+    run with. With another batch the same progress takes other examples, and the schedule counts those.
     """
     rng = np.random.default_rng(SEED)
     seen = np.array([point.examples_seen for point in noise], float)
     critical = _critical_draws(noise, chosen, rng)
     gaps = np.diff(seen, append=2 * seen[-1] - seen[-2])
-    progress = gaps / (critical + chosen.candidate.global_batch_size)
+    progress = gaps / (critical + today) / PARTS
     known = np.array([float(c.global_batch_size) for c in candidates])
     update = np.array([c.update_seconds for c in candidates])
-    starts = [start for start, _ in milestones]
-    sizes = np.array([
-        float(milestones[max(np.searchsorted(starts, at, side="right") - 1, 0)][1]) for at in seen
-    ])
-
-    def seconds(batches: Floats) -> Floats:
-        step = np.interp(batches, known, update)
-        return (progress * (1 + critical / batches) * step).sum(axis=1)
-
-    return interval(seconds(sizes) / seconds(np.full(len(seen), float(milestones[-1][1]))))
+    starts, batches = (np.array(column, float) for column in zip(*milestones, strict=True))
+    examples = np.full(len(critical), seen[0])
+    grown, one = np.zeros(len(critical)), np.zeros(len(critical))
+    for scale, made in zip(
+        *(np.repeat(of.T, PARTS, axis=0) for of in (critical, progress)), strict=True
+    ):
+        size = batches[np.searchsorted(starts, examples, side="right") - 1]
+        grown += made * (1 + scale / size) * np.interp(size, known, update)
+        one += made * (1 + scale / batches[-1]) * np.interp(batches[-1], known, update)
+        examples += made * (scale + size)
+    return interval(grown / one)
 
 
 def _critical_draws(noise: Sequence[NoiseScale], chosen: Chosen, rng: np.random.Generator) -> Floats:

@@ -116,23 +116,28 @@ def test_batch_and_rate_are_read_off_the_milestones() -> None:
     assert (batch_size_at(None, 32, 5), batch_rate_factor(None, 32, 8)) == (32, 1.0)
 
 
-def test_the_promised_time_is_the_sum_over_the_pilots_progress() -> None:
-    found = plan("linear")
-    assert found.batch_schedule is not None
-    measured = known.measurements(gradients=growing(100.0))
-    noise = fit_models(measured).noise_points
+@pytest.mark.parametrize("kind", ["linear", "milestones"])
+def test_the_promised_time_is_that_of_a_run_made_bit_by_bit(kind: Any) -> None:
+    found = plan(kind)
+    schedule, batch = found.batch_schedule, found.global_batch_size
+    assert schedule is not None
+    assert batch > 2 * known.facts().recipe.batch_size  # else the pilot's batch hardly matters
     factor = calibrate("sgd", preconditioned=False).factor
+    points = fit_models(known.measurements(gradients=growing(100.0))).noise_points
+    critical = [float(point.noise_scale or 0) * factor for point in points]
+    # 1,000 examples at the recipe's batch between all points, and after the last.
+    ends = np.cumsum([1000 / (scale + 32) for scale in critical])
     update = {c.global_batch_size: c.update_seconds for c in found.candidates}
-    one, grown = 0.0, 0.0
-    batch = found.global_batch_size
-    for point in noise:  # 1,000 examples between all of them, and after the last
-        critical = float(point.noise_scale or 0) * factor
-        progress = 1000 / (critical + batch)
-        size = batch_size_at(found.batch_schedule, batch, point.examples_seen)
-        seconds = np.interp(size, [*update], [*update.values()])
-        grown += progress * (1 + critical / size) * seconds
-        one += progress * (1 + critical / batch) * update[batch]
-    reason = decision(found)
-    assert float(reason.reason.split("it takes ")[1].split(" ")[0]) == pytest.approx(
-        grown / one, rel=0.03
-    )
+
+    def seconds(grows: BatchSchedule | None) -> float:
+        done, examples, spent = 0.0, float(points[0].examples_seen), 0.0
+        while done < ends[-1]:
+            scale = critical[int(np.searchsorted(ends, done, side="right"))]
+            size = batch_size_at(grows, batch, int(examples))
+            done += 0.05 / (1 + scale / size)  # a twentieth of an update
+            examples += 0.05 * size
+            spent += 0.05 * float(np.interp(size, [*update], [*update.values()]))
+        return spent
+
+    promised = float(decision(found).reason.split("it takes ")[1].split(" ")[0])
+    assert promised == pytest.approx(seconds(schedule) / seconds(None), rel=0.05)
