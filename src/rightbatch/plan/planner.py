@@ -31,6 +31,8 @@ from rightbatch.plan.modes import decide_modes
 from rightbatch.plan.score import Scores, interval, on_front, score
 from rightbatch.plan.wishes import NO_WISHES, Wishes, check_wishes
 
+_ROUNDING = 1e-9  # today's own update takes 1 of its time, give or take so much
+
 
 def make_plan(
     facts: TaskFacts,
@@ -110,7 +112,7 @@ def make_plan(
         predicted=Prediction(
             seconds_to_target_ratio=chosen.candidate.seconds_ratio,
             examples_to_target_ratio=chosen.candidate.examples_ratio,
-            probability_better=float((scores.seconds[choice.index] < 1).mean()),
+            probability_better=float((scores.seconds[choice.index] < 1 - _ROUNDING).mean()),
         ),
         candidates=tuple(table),
         memory_limit_bytes=limits.memory_limit_bytes or measurements.environment.memory_bytes,

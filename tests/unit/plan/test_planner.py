@@ -97,6 +97,20 @@ def test_predictions_are_ratios_to_todays_recipe() -> None:
     assert (today.seconds_ratio.low, today.seconds_ratio.high) == pytest.approx((1, 1))
 
 
+def test_todays_own_update_is_never_called_sooner() -> None:
+    rng = np.random.default_rng(0)
+    found = known.measurements()
+    scattered = tuple(
+        timing.replace(seconds=tuple(timing.seconds[0] * rng.lognormal(0, 0.2, 5)))
+        for timing in found.step_timings
+    )
+    found = found.replace(step_timings=scattered)
+    kept = make_plan(found.task, found, "time", Limits(max_batch_size=32))
+    assert (kept.global_batch_size, kept.accumulation_steps) == (32, 1)
+    assert kept.predicted is not None
+    assert kept.predicted.probability_better == 0
+
+
 def test_the_chosen_batch_is_the_candidate_of_least_regret() -> None:
     found = plan()
     best = min(found.candidates, key=lambda candidate: candidate.regret)
