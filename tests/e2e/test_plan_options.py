@@ -10,6 +10,7 @@ import pytest
 
 from cli_runner import assert_three_parts, run_cli
 from rightbatch.core.recipe import Target
+from rightbatch.core.units import format_number
 from rightbatch.plan.toml import read_plan
 
 
@@ -131,6 +132,28 @@ def test_scale_keeps_the_constants_of_an_optimizer_without_a_rule_and_says_so() 
 def test_scale_refuses_what_it_cannot_use(options: list[str], found: str) -> None:
     called = run_cli(*SCALE, *options)
     assert_three_parts(called, code=2, found=found, need="", hint="")
+
+
+ADAMW = ("scale", "--optimizer", "adamw", "--lr", "1e-3", "--batch", "24", "--to", "1000")
+
+
+def test_scale_fills_in_what_the_optimizer_has_by_default() -> None:
+    rows = list(csv.DictReader(io.StringIO(run_cli(*ADAMW, "--csv").out)))
+    given = ("--betas", "0.9,0.999", "--eps", "1e-8", "--weight-decay", "0.01")
+    assert rows == list(csv.DictReader(io.StringIO(run_cli(*ADAMW, *given, "--csv").out)))
+    assert float(rows[-1]["beta2"]) == pytest.approx(0.999 ** (1000 / 24))
+    assert float(rows[-1]["weight_decay"]) == pytest.approx(0.01 * (1000 / 24) ** 0.5)
+
+
+def test_scale_cuts_no_number_in_two_with_every_constant_given() -> None:
+    options = ["--momentum", "0.9", "--ema-decay", "0.999", "--batch-norm-momentum", "0.1"]
+    options += ["--warmup-steps", "100", "--examples", "50001", "--noise-scale", "300"]
+    called = run_cli(*ADAMW, *options)
+    words = set(called.out.split())
+    for row in run_cli(*ADAMW, *options, "--json").document["rows"]:
+        values = [one["value"] for one in (*row["decisions"], *row["rates"])]
+        assert {format_number(value) for value in values} <= words
+    assert {"learning", "momentum", "untuned", "linear"} <= words
 
 
 def test_scale_answers_in_one_format() -> None:
