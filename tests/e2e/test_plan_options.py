@@ -41,19 +41,20 @@ def test_every_constant_is_listed_as_changed_or_kept(saved: Path, tmp_path: Path
     assert plan.betas == pytest.approx((0.9**ratio, 0.999**ratio))
 
 
-def test_replicas_a_time_for_training_and_a_growing_batch_are_in_the_plan(
-    saved: Path, tmp_path: Path
-) -> None:
+def test_replicas_and_a_time_for_training_are_in_the_plan(saved: Path, tmp_path: Path) -> None:
     document = planned(
-        saved, tmp_path, "--replicas", "4", "--bandwidth", "100GiB", "--time-budget-train", "30s",
-        "--batch-schedule", "exponential",
-    )  # fmt: skip
+        saved, tmp_path, "--replicas", "4", "--bandwidth", "100GiB", "--time-budget-train", "30s"
+    )
     plan = read_plan(tmp_path / "plan.toml")
     assert document["plan"]["num_replicas"] == plan.num_replicas
     assert plan.objective == "time"
     assert plan.epochs is None
     assert plan.steps is not None
-    assert plan.batch_schedule is not None
+
+
+def test_a_growing_batch_is_in_the_plan(saved: Path, tmp_path: Path) -> None:
+    document = planned(saved, tmp_path, "--objective", "time", "--batch-schedule", "exponential")
+    assert read_plan(tmp_path / "plan.toml").batch_schedule is not None
     assert document["batch_schedule"]["kind"] == "exponential"
 
 
@@ -63,6 +64,7 @@ def test_replicas_a_time_for_training_and_a_growing_batch_are_in_the_plan(
         (["--objective", "time", "--slowdown", "2"], "slowdown = 2", "--objective accuracy"),
         (["--slowdown", "0.5", "--objective", "accuracy"], "slowdown = 0.5", "--slowdown"),
         (["--objective", "compute", "--time-budget-train", "1m"], "a time for training", "--objective"),
+        (["--time-budget-train", "1m", "--batch-schedule", "linear"], "'linear'", "--batch-schedule"),
         (["--bandwidth", "1GiB"], "one device", "--replicas"),
         (["--replicas", "0"], "num_replicas = 0", "num_replicas"),
         (["--target", "accuracy"], "--target 'accuracy'", "accuracy=0.98"),

@@ -63,7 +63,7 @@ def make_plan(
         InfeasibleError: no batch size satisfies the limits.
     """
     limits, wishes = limits or Limits(), wishes or NO_WISHES
-    check_wishes(objective, limits)
+    check_wishes(objective, limits, wishes.batch_schedule)
     check_measurements(measurements)
     check_target(facts, measurements)
     own_target = measurements.task.target
@@ -91,7 +91,8 @@ def make_plan(
         is_derived=fitted.is_derived,
         today_passes=now.accumulation_steps,
     )
-    length = decide_length(chosen.candidate, facts, limits)
+    grows = wishes.batch_schedule is not None
+    length = decide_length(chosen.candidate, facts, limits, batch_grows=grows)
     decisions, changes = decide(chosen, length, measurements)
     growth = propose_schedule(
         wishes.batch_schedule, chosen, table, models.noise_points, facts, length.total_examples

@@ -12,9 +12,11 @@ from rightbatch.core.schedule import batch_rate_factor, batch_size_at
 from rightbatch.core.sources import SOURCES
 from rightbatch.fit.calibration import calibrate
 from rightbatch.fit.models import fit_models
+from rightbatch.plan.limits import Limits
 from rightbatch.plan.planner import make_plan
 from rightbatch.plan.toml import read_plan, write_plan
 from rightbatch.plan.wishes import Wishes
+from rightbatch.train.sampler import Windows
 
 
 def growing(factor: float) -> Any:
@@ -56,6 +58,24 @@ def test_a_schedule_grows_to_the_plans_batch_and_reads_back(kind: Any, tmp_path:
     assert schedule.rate_power == 1.0  # SGD
     write_plan(tmp_path / "plan.toml", found)
     assert read_plan(tmp_path / "plan.toml").batch_schedule == schedule
+
+
+@pytest.mark.parametrize("kind", get_args(BatchScheduleKind))
+def test_a_run_counted_in_steps_keeps_its_examples_while_the_batch_grows(kind: Any) -> None:
+    found = plan(kind, schedule="cosine", epochs=None, steps=3125)
+    windows = [*Windows.of(found, 10_000, seed=0)]
+    today = known.facts().recipe.replace(epochs=None, steps=3125).total_examples(32, 10_000)
+    assert sum(window.num_examples for window in windows) == today
+    last = windows[-1].batch_size
+    assert last == (found.global_batch_size if kind != "noise" else windows[0].batch_size)
+    assert "epochs" in {d.name for d in found.decisions}
+
+
+def test_a_batch_that_grows_and_a_time_for_training_are_refused() -> None:
+    measured = known.measurements()
+    wishes = Wishes(batch_schedule="exponential")
+    with pytest.raises(InvalidInputError, match="time for training and batch_schedule = 'exponential'"):
+        make_plan(measured.task, measured, "time", Limits(training_seconds=10.0), wishes=wishes)
 
 
 def test_seesaw_doubles_where_the_rate_would_have_halved() -> None:
