@@ -8,7 +8,7 @@ from typing import Any
 
 from rightbatch.core.facts import TaskFacts
 from rightbatch.core.plan import Candidate, Decision
-from rightbatch.core.recipe import examples_in
+from rightbatch.core.recipe import examples_in, updates_of
 from rightbatch.core.units import format_number, format_seconds
 from rightbatch.plan.limits import Limits
 
@@ -64,8 +64,7 @@ def decide_length(
             total_examples=total, num_updates=steps, decisions=tuple(decisions), changes=changes
         )
     total = recipe.total_examples(recipe.batch_size, count)
-    epochs, rest = divmod(total, count)
-    steps = epochs * -(-count // batch) + -(-rest // batch)
+    steps = updates_of(total, batch, count)
     if recipe.steps is None:
         return Length(total_examples=total, num_updates=steps, decisions=(), changes={})
     if batch_grows:
