@@ -16,6 +16,7 @@ import numpy as np
 from rightbatch.core.errors import InvalidInputError
 from rightbatch.core.facts import TaskFacts
 from rightbatch.core.plan import BatchSchedule, BatchScheduleKind, Candidate, Decision, Interval
+from rightbatch.core.recipe import Recipe
 from rightbatch.fit.intervals import NORMAL_QUANTILE
 from rightbatch.fit.noise_scale import NoiseScale
 from rightbatch.plan.candidates import Floats
@@ -99,7 +100,7 @@ def propose_schedule(
             value=kind,
             evidence="derived" if ratio else "assumed",
             rule=f"rate x (batch / {batch})**{power:g} while the batch is smaller",
-            source=_SOURCES[kind],
+            source="smith2018" if (kind, power) == ("seesaw", 1.0) else _SOURCES[kind],
             reason=f"the batch grows from {sizes}; {gain}",
             low=ratio.low if ratio else None,
             high=ratio.high if ratio else None,
@@ -154,6 +155,8 @@ def _milestones(
             hint = "--batch-schedule exponential, or measure longer: --time-budget"
             raise InvalidInputError(found, need="a noise scale to follow", hint=hint)
         return _by_noise(chosen, candidates, noise)
+    if kind == "seesaw" and facts.recipe.schedule == "step":
+        return _at_drops(facts.recipe, batch, total)
     if kind == "seesaw":
         starts = [round(total * share) for share in _halvings(facts.recipe.schedule, stages)]
         sizes = [batch >> k for k in range(stages, -1, -1)]
@@ -168,6 +171,27 @@ def _milestones(
     return tuple(pairs.items())
 
 
+def _at_drops(recipe: Recipe, batch: int, total: int) -> tuple[tuple[int, int], ...]:
+    """The batch grows by as much as the rate drops: Smith et al. (2018), arXiv:1711.00489, Sec. 3.
+
+    Raises:
+        InvalidInputError: the rate does not drop within the run.
+    """
+    drops = [at for at in recipe.decay_at or () if at < total]
+    if not drops:
+        found = f"a seesaw batch schedule beside a rate that does not drop within {total:,} examples"
+        raise InvalidInputError(
+            found, need="a drop within the run", hint="change decay_at, or train longer"
+        )
+    sizes = [
+        max(1, round(batch * (recipe.decay_factor or 1.0) ** k)) for k in range(len(drops), -1, -1)
+    ]
+    first: dict[int, int] = {}  # where a small batch cannot be cut further, it stays
+    for start, size in zip((0, *drops), sizes, strict=True):
+        first.setdefault(size, start)
+    return tuple((start, size) for size, start in first.items())
+
+
 def _halvings(schedule: str, stages: int) -> list[float]:
     """Shares of the run at which a falling rate has halved 0, 1, ... times.
 
@@ -180,7 +204,7 @@ def _halvings(schedule: str, stages: int) -> list[float]:
     if schedule == "cosine":
         return [float(np.arccos(2 * share - 1) / np.pi) for share in left]
     found = f"a seesaw batch schedule beside a {schedule} learning rate"
-    need = "a cosine or linear one, whose halvings become doublings of the batch"
+    need = "a cosine, linear or step one, whose falls become growth of the batch"
     raise InvalidInputError(found, need=need, hint='schedule="cosine" in the recipe')
 
 

@@ -8,7 +8,7 @@ import pytest
 import known
 from rightbatch.core.errors import InvalidInputError
 from rightbatch.core.plan import BatchSchedule, BatchScheduleKind, Decision, Plan
-from rightbatch.core.schedule import batch_rate_factor, batch_size_at
+from rightbatch.core.schedule import batch_rate_factor, batch_size_at, rate_at
 from rightbatch.core.sources import SOURCES
 from rightbatch.fit.calibration import calibrate
 from rightbatch.fit.models import fit_models
@@ -87,6 +87,27 @@ def test_seesaw_doubles_where_the_rate_would_have_halved() -> None:
     assert cosine.milestones[1][0] == 50_000  # (1 + cos(pi / 2)) / 2 = 1/2
     with pytest.raises(InvalidInputError, match="seesaw batch schedule beside a constant"):
         plan("seesaw")
+
+
+def test_seesaw_grows_by_what_a_step_schedule_drops_and_keeps_the_rate_of_sgd() -> None:
+    found = plan("seesaw", schedule="step", decay_at=(40_000, 80_000, 200_000), decay_factor=0.5)
+    batch = found.global_batch_size
+    schedule = found.batch_schedule
+    assert schedule is not None
+    assert schedule.milestones == ((0, batch // 4), (40_000, batch // 2), (80_000, batch))
+    assert decision(found).source == "smith2018"
+    plain = found.replace(warmup_examples=0)
+    rates = [
+        rate_at(plain, 1.0, at, 100_000) * batch_rate_factor(schedule, batch, size)
+        for at, size in schedule.milestones
+    ]
+    assert rates == pytest.approx([0.25] * 3)
+    tenths = plan("seesaw", schedule="step", decay_at=(10, 20, 30, 40), decay_factor=0.1).batch_schedule
+    assert tenths is not None
+    assert tenths.milestones[0] == (0, 1)
+    assert [size for _, size in tenths.milestones] == sorted({size for _, size in tenths.milestones})
+    with pytest.raises(InvalidInputError, match="does not drop within 100,000 examples"):
+        plan("seesaw", schedule="step", decay_at=(100_000,), decay_factor=0.5)
 
 
 def test_milestones_follow_the_noise_and_are_promised_less_time() -> None:
