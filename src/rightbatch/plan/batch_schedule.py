@@ -55,6 +55,8 @@ def propose_schedule(
     noise: Sequence[NoiseScale],
     facts: TaskFacts,
     total_examples: int,
+    *,
+    warmup: int = 0,
 ) -> Proposal:
     """Build the schedule that was asked for, or say whether one would pay.
 
@@ -65,6 +67,7 @@ def propose_schedule(
         noise: over the pilot; the gain is predicted only where every point is decided and it grows.
         facts: the optimizer's family and the learning-rate schedule.
         total_examples: of the run.
+        warmup: examples of it, after which the rate begins to fall.
 
     Raises:
         InvalidInputError: ``seesaw`` beside a rate that never falls, or a batch too small to grow to.
@@ -80,7 +83,10 @@ def propose_schedule(
             if len(milestones) > 1:
                 ratio = _time_ratio(milestones, chosen, candidates, noise, facts.recipe.batch_size)
         return Proposal(schedule=None, decision=_kept(ratio, known=known, grows=grows))
-    milestones = _milestones(kind, chosen, candidates, noise if known else (), facts, total_examples)
+    followed = noise if known else ()
+    milestones = _milestones(
+        kind, chosen, candidates, followed, facts, total=total_examples, warmup=warmup
+    )
     schedule = BatchSchedule(kind=kind, milestones=milestones, rate_power=power)
     ratio = None
     if known and kind != "noise":
@@ -135,7 +141,9 @@ def _milestones(
     candidates: Sequence[Candidate],
     noise: Sequence[NoiseScale],
     facts: TaskFacts,
+    *,
     total: int,
+    warmup: int,
 ) -> tuple[tuple[int, int], ...]:
     """Where the batch changes, ending at the plan's.
 
@@ -158,7 +166,8 @@ def _milestones(
     if kind == "seesaw" and facts.recipe.schedule == "step":
         return _at_drops(facts.recipe, batch, total)
     if kind == "seesaw":
-        starts = [round(total * share) for share in _halvings(facts.recipe.schedule, stages)]
+        _, *later = _halvings(facts.recipe.schedule, stages)
+        starts = [0, *(round(warmup + (total - warmup) * share) for share in later)]
         sizes = [batch >> k for k in range(stages, -1, -1)]
     elif kind == "exponential":
         sizes = [batch >> k for k in range(stages, -1, -1)]
@@ -193,7 +202,7 @@ def _at_drops(recipe: Recipe, batch: int, total: int) -> tuple[tuple[int, int], 
 
 
 def _halvings(schedule: str, stages: int) -> list[float]:
-    """Shares of the run at which a falling rate has halved 0, 1, ... times.
+    """Shares of the run after its warmup at which a falling rate has halved 0, 1, ... times.
 
     Raises:
         InvalidInputError: the rate does not fall smoothly.

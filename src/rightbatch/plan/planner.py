@@ -95,7 +95,13 @@ def make_plan(
     length = decide_length(chosen.candidate, facts, limits, batch_grows=grows)
     decisions, changes = decide(chosen, length, measurements)
     growth = propose_schedule(
-        wishes.batch_schedule, chosen, table, models.noise_points, facts, length.total_examples
+        wishes.batch_schedule,
+        chosen,
+        table,
+        models.noise_points,
+        facts,
+        length.total_examples,
+        warmup=int(changes["warmup_examples"]),
     )
     shared = {name: getattr(facts.recipe, name) for name in Constants.model_fields}
     return Plan(

@@ -78,13 +78,16 @@ def test_a_batch_that_grows_and_a_time_for_training_are_refused() -> None:
         make_plan(measured.task, measured, "time", Limits(training_seconds=10.0), wishes=wishes)
 
 
-def test_seesaw_doubles_where_the_rate_would_have_halved() -> None:
-    linear = plan("seesaw", schedule="linear").batch_schedule
-    assert linear is not None
-    assert [start for start, _ in linear.milestones] == [0, 50_000, 75_000, 87_500]
-    cosine = plan("seesaw", schedule="cosine").batch_schedule
-    assert cosine is not None
-    assert cosine.milestones[1][0] == 50_000  # (1 + cos(pi / 2)) / 2 = 1/2
+@pytest.mark.parametrize("shape", ["linear", "cosine"])
+def test_seesaw_doubles_where_the_rate_would_have_halved(shape: str) -> None:
+    found = plan("seesaw", schedule=shape)
+    assert found.batch_schedule is not None
+    assert found.warmup_examples > 0
+    (start, first), *later = found.batch_schedule.milestones
+    assert (start, first) == (0, found.global_batch_size // 8)
+    assert [size for _, size in later] == [2 * first, 4 * first, 8 * first]
+    rates = [rate_at(found, 1.0, at, 100_000) for at, _ in later]
+    assert rates == pytest.approx([0.5, 0.25, 0.125], rel=1e-3)
     with pytest.raises(InvalidInputError, match="seesaw batch schedule beside a constant"):
         plan("seesaw")
 
