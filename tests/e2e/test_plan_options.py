@@ -10,6 +10,7 @@ import pytest
 
 from cli_runner import assert_three_parts, run_cli
 from rightbatch.core.recipe import Target
+from rightbatch.core.units import format_number
 from rightbatch.plan.toml import read_plan
 
 
@@ -40,19 +41,20 @@ def test_every_constant_is_listed_as_changed_or_kept(saved: Path, tmp_path: Path
     assert plan.betas == pytest.approx((0.9**ratio, 0.999**ratio))
 
 
-def test_replicas_a_time_for_training_and_a_growing_batch_are_in_the_plan(
-    saved: Path, tmp_path: Path
-) -> None:
+def test_replicas_and_a_time_for_training_are_in_the_plan(saved: Path, tmp_path: Path) -> None:
     document = planned(
-        saved, tmp_path, "--replicas", "4", "--bandwidth", "100GiB", "--time-budget-train", "30s",
-        "--batch-schedule", "exponential",
-    )  # fmt: skip
+        saved, tmp_path, "--replicas", "4", "--bandwidth", "100GiB", "--time-budget-train", "30s"
+    )
     plan = read_plan(tmp_path / "plan.toml")
     assert document["plan"]["num_replicas"] == plan.num_replicas
     assert plan.objective == "time"
     assert plan.epochs is None
     assert plan.steps is not None
-    assert plan.batch_schedule is not None
+
+
+def test_a_growing_batch_is_in_the_plan(saved: Path, tmp_path: Path) -> None:
+    document = planned(saved, tmp_path, "--objective", "time", "--batch-schedule", "exponential")
+    assert read_plan(tmp_path / "plan.toml").batch_schedule is not None
     assert document["batch_schedule"]["kind"] == "exponential"
 
 
@@ -62,6 +64,7 @@ def test_replicas_a_time_for_training_and_a_growing_batch_are_in_the_plan(
         (["--objective", "time", "--slowdown", "2"], "slowdown = 2", "--objective accuracy"),
         (["--slowdown", "0.5", "--objective", "accuracy"], "slowdown = 0.5", "--slowdown"),
         (["--objective", "compute", "--time-budget-train", "1m"], "a time for training", "--objective"),
+        (["--time-budget-train", "1m", "--batch-schedule", "linear"], "'linear'", "--batch-schedule"),
         (["--bandwidth", "1GiB"], "one device", "--replicas"),
         (["--replicas", "0"], "num_replicas = 0", "num_replicas"),
         (["--target", "accuracy"], "--target 'accuracy'", "accuracy=0.98"),
@@ -131,6 +134,28 @@ def test_scale_keeps_the_constants_of_an_optimizer_without_a_rule_and_says_so() 
 def test_scale_refuses_what_it_cannot_use(options: list[str], found: str) -> None:
     called = run_cli(*SCALE, *options)
     assert_three_parts(called, code=2, found=found, need="", hint="")
+
+
+ADAMW = ("scale", "--optimizer", "adamw", "--lr", "1e-3", "--batch", "24", "--to", "1000")
+
+
+def test_scale_fills_in_what_the_optimizer_has_by_default() -> None:
+    rows = list(csv.DictReader(io.StringIO(run_cli(*ADAMW, "--csv").out)))
+    given = ("--betas", "0.9,0.999", "--eps", "1e-8", "--weight-decay", "0.01")
+    assert rows == list(csv.DictReader(io.StringIO(run_cli(*ADAMW, *given, "--csv").out)))
+    assert float(rows[-1]["beta2"]) == pytest.approx(0.999 ** (1000 / 24))
+    assert float(rows[-1]["weight_decay"]) == pytest.approx(0.01 * (1000 / 24) ** 0.5)
+
+
+def test_scale_cuts_no_number_in_two_with_every_constant_given() -> None:
+    options = ["--momentum", "0.9", "--ema-decay", "0.999", "--batch-norm-momentum", "0.1"]
+    options += ["--warmup-steps", "100", "--examples", "50001", "--noise-scale", "300"]
+    called = run_cli(*ADAMW, *options)
+    words = set(called.out.split())
+    for row in run_cli(*ADAMW, *options, "--json").document["rows"]:
+        values = [one["value"] for one in (*row["decisions"], *row["rates"])]
+        assert {format_number(value) for value in values} <= words
+    assert {"learning", "momentum", "untuned", "linear"} <= words
 
 
 def test_scale_answers_in_one_format() -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 import known
 from rightbatch.core.errors import InfeasibleError, RightBatchError
 from rightbatch.core.plan import Plan
+from rightbatch.core.recipe import updates_of
 from rightbatch.plan.limits import Limits
 from rightbatch.plan.planner import make_plan
 
@@ -76,7 +77,8 @@ def test_every_plan_is_within_its_limits_and_better_founded_than_any_other_candi
         assert 0 <= (candidate.seconds_ratio.low or 0) <= candidate.seconds_ratio.value
         assert candidate.regret >= -1e-12
         if limits.min_updates:
-            assert 10 * num_train_examples / candidate.global_batch_size > limits.min_updates - 1
+            total, batch = 10 * num_train_examples, candidate.global_batch_size
+            assert updates_of(total, batch, num_train_examples) >= limits.min_updates
     chosen = next(c for c in plan.candidates if c.global_batch_size == plan.global_batch_size)
     if plan.global_batch_size != 32 and objective in {"time", "balanced"}:  # today's is kept if as good
         assert chosen.regret == min(c.regret for c in plan.candidates)

@@ -133,7 +133,7 @@ def plan(
 
     limits = _limits(bounds)
     objective = wanted.objective or ("time" if limits.training_seconds else "balanced")
-    check_wishes(objective, limits)  # before anything is measured
+    check_wishes(objective, limits, wanted.batch_schedule)  # before anything is measured
     given = {"refresh": refresh, "tune_lr": wanted.tune_lr, "check_lr": wanted.check_lr}
     source = measuring
     if away := device_elsewhere(measuring.device, train=train, **given):

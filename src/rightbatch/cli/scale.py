@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @Parameter(name="*")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Companions:
-    """Constants that move beside the learning rate; one that is not given is not shown."""
+    """Constants that move beside the learning rate; torch's defaults stand in for those not given."""
 
     momentum: float | None = None
     """Today's momentum, of SGD."""
@@ -115,7 +115,9 @@ def scale(
     return Answer(
         document=document,
         text=(
-            render(_scaling_table(rows)),
+            render(_constants_table(rows)),
+            "The rate by every rule that the given numbers allow:",
+            render(_rates_table(rows)),
             *(_rule_text(decision) for decision in rows[-1].decisions),
             *([f"No rule is known for {optimizer}: its constants are kept."] if unknown else []),
             "The rules hold below the critical batch size; try half and twice the moved rate as well.",
@@ -148,20 +150,27 @@ def _row_document(row: ScaledRow) -> dict[str, object]:
     }
 
 
-def _scaling_table(rows: list[ScaledRow]) -> Table:
+def _constants_table(rows: list[ScaledRow]) -> Table:
     counts = ("updates per epoch",) if rows[0].updates_per_epoch else ()
-    names = [decision.name for decision in rows[0].decisions]
-    rules = [f"rate, {rate.rule}" for rate in rows[0].rates]
+    names = [decision.name.replace("_", " ") for decision in rows[0].decisions]
     return Table(
-        columns=("batch", *counts, *names, *rules),
+        columns=("batch", *counts, *names),
         rows=tuple(
             (
                 f"{row.batch_size:,}",
                 *([f"{row.updates_per_epoch:,}"] if counts else []),
                 *(value_text(decision.value, decision.name) for decision in row.decisions),
-                *(value_text(rate.value) for rate in row.rates),
             )
             for row in rows
+        ),
+    )
+
+
+def _rates_table(rows: list[ScaledRow]) -> Table:
+    return Table(
+        columns=("batch", *(rate.rule for rate in rows[0].rates)),
+        rows=tuple(
+            (f"{row.batch_size:,}", *(value_text(rate.value) for rate in row.rates)) for row in rows
         ),
     )
 

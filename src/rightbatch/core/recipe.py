@@ -124,6 +124,17 @@ def examples_in(updates: int, global_batch_size: int, num_train_examples: int) -
     return epochs * num_train_examples + rest * global_batch_size
 
 
+def updates_of(examples: int, global_batch_size: int, num_train_examples: int) -> int:
+    """Updates that process so many examples, each epoch's last one being shorter.
+
+    >>> updates_of(112, global_batch_size=32, num_train_examples=80)
+    4
+    """
+    epochs, rest = divmod(examples, num_train_examples)
+    per_epoch = -(-num_train_examples // global_batch_size)
+    return epochs * per_epoch + -(-rest // global_batch_size)
+
+
 class Recipe(Constants):
     """How the task is trained today; the plan is compared with this.
 

@@ -178,6 +178,11 @@ SOURCES: dict[str, Source] = {
         "docs/plan.md",
         "BatchNorm momentum, moved once for each micro-batch",
     ),
+    "smith2018": Source(
+        "Smith, Kindermans, Ying, Le: Don't Decay the Learning Rate, Increase the Batch Size",
+        "arXiv:1711.00489, Sec. 3",
+        "with SGD a batch that grows in place of a rate that falls",
+    ),
     "meterez2025": Source(
         "Meterez et al.: Seesaw",
         "arXiv:2510.14717",

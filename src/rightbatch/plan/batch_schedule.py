@@ -16,6 +16,7 @@ import numpy as np
 from rightbatch.core.errors import InvalidInputError
 from rightbatch.core.facts import TaskFacts
 from rightbatch.core.plan import BatchSchedule, BatchScheduleKind, Candidate, Decision, Interval
+from rightbatch.core.recipe import Recipe
 from rightbatch.fit.intervals import NORMAL_QUANTILE
 from rightbatch.fit.noise_scale import NoiseScale
 from rightbatch.plan.candidates import Floats
@@ -26,6 +27,7 @@ from rightbatch.plan.score import interval
 
 STAGES = 3  # doublings from the first batch to the plan's
 GROWING_SHARE = 0.5  # of the run, over which linear and exponential schedules grow
+PARTS = 16  # of the stretch between two points of the pilot, in which the batch may change
 WORTH_IT = 0.95  # a schedule is proposed where even the upper end of its ratio is below this
 _SOURCES: dict[BatchScheduleKind, str] = {
     "linear": "gray2024",
@@ -53,6 +55,8 @@ def propose_schedule(
     noise: Sequence[NoiseScale],
     facts: TaskFacts,
     total_examples: int,
+    *,
+    warmup: int = 0,
 ) -> Proposal:
     """Build the schedule that was asked for, or say whether one would pay.
 
@@ -63,6 +67,7 @@ def propose_schedule(
         noise: over the pilot; the gain is predicted only where every point is decided and it grows.
         facts: the optimizer's family and the learning-rate schedule.
         total_examples: of the run.
+        warmup: examples of it, after which the rate begins to fall.
 
     Raises:
         InvalidInputError: ``seesaw`` beside a rate that never falls, or a batch too small to grow to.
@@ -75,13 +80,17 @@ def propose_schedule(
         ratio: Interval | None = None
         if grows and batch >= 2:
             milestones = _by_noise(chosen, candidates, noise)
-            ratio = _time_ratio(milestones, chosen, candidates, noise) if len(milestones) > 1 else None
+            if len(milestones) > 1:
+                ratio = _time_ratio(milestones, chosen, candidates, noise, facts.recipe.batch_size)
         return Proposal(schedule=None, decision=_kept(ratio, known=known, grows=grows))
-    milestones = _milestones(kind, chosen, candidates, noise if known else (), facts, total_examples)
+    followed = noise if known else ()
+    milestones = _milestones(
+        kind, chosen, candidates, followed, facts, total=total_examples, warmup=warmup
+    )
     schedule = BatchSchedule(kind=kind, milestones=milestones, rate_power=power)
     ratio = None
     if known and kind != "noise":
-        ratio = _time_ratio(milestones, chosen, candidates, noise)
+        ratio = _time_ratio(milestones, chosen, candidates, noise, facts.recipe.batch_size)
     sizes = " to ".join(f"{size:,}" for size in (milestones[0][1], batch))
     gain = "what it brings is not predicted: the noise scale is not decided all along the pilot"
     if kind == "noise":
@@ -97,7 +106,7 @@ def propose_schedule(
             value=kind,
             evidence="derived" if ratio else "assumed",
             rule=f"rate x (batch / {batch})**{power:g} while the batch is smaller",
-            source=_SOURCES[kind],
+            source="smith2018" if (kind, power) == ("seesaw", 1.0) else _SOURCES[kind],
             reason=f"the batch grows from {sizes}; {gain}",
             low=ratio.low if ratio else None,
             high=ratio.high if ratio else None,
@@ -132,7 +141,9 @@ def _milestones(
     candidates: Sequence[Candidate],
     noise: Sequence[NoiseScale],
     facts: TaskFacts,
+    *,
     total: int,
+    warmup: int,
 ) -> tuple[tuple[int, int], ...]:
     """Where the batch changes, ending at the plan's.
 
@@ -152,8 +163,11 @@ def _milestones(
             hint = "--batch-schedule exponential, or measure longer: --time-budget"
             raise InvalidInputError(found, need="a noise scale to follow", hint=hint)
         return _by_noise(chosen, candidates, noise)
+    if kind == "seesaw" and facts.recipe.schedule == "step":
+        return _at_drops(facts.recipe, batch, total)
     if kind == "seesaw":
-        starts = [round(total * share) for share in _halvings(facts.recipe.schedule, stages)]
+        _, *later = _halvings(facts.recipe.schedule, stages)
+        starts = [0, *(round(warmup + (total - warmup) * share) for share in later)]
         sizes = [batch >> k for k in range(stages, -1, -1)]
     elif kind == "exponential":
         sizes = [batch >> k for k in range(stages, -1, -1)]
@@ -166,8 +180,29 @@ def _milestones(
     return tuple(pairs.items())
 
 
+def _at_drops(recipe: Recipe, batch: int, total: int) -> tuple[tuple[int, int], ...]:
+    """The batch grows by as much as the rate drops: Smith et al. (2018), arXiv:1711.00489, Sec. 3.
+
+    Raises:
+        InvalidInputError: the rate does not drop within the run.
+    """
+    drops = [at for at in recipe.decay_at or () if at < total]
+    if not drops:
+        found = f"a seesaw batch schedule beside a rate that does not drop within {total:,} examples"
+        raise InvalidInputError(
+            found, need="a drop within the run", hint="change decay_at, or train longer"
+        )
+    sizes = [
+        max(1, round(batch * (recipe.decay_factor or 1.0) ** k)) for k in range(len(drops), -1, -1)
+    ]
+    first: dict[int, int] = {}  # where a small batch cannot be cut further, it stays
+    for start, size in zip((0, *drops), sizes, strict=True):
+        first.setdefault(size, start)
+    return tuple((start, size) for size, start in first.items())
+
+
 def _halvings(schedule: str, stages: int) -> list[float]:
-    """Shares of the run at which a falling rate has halved 0, 1, ... times.
+    """Shares of the run after its warmup at which a falling rate has halved 0, 1, ... times.
 
     Raises:
         InvalidInputError: the rate does not fall smoothly.
@@ -178,7 +213,7 @@ def _halvings(schedule: str, stages: int) -> list[float]:
     if schedule == "cosine":
         return [float(np.arccos(2 * share - 1) / np.pi) for share in left]
     found = f"a seesaw batch schedule beside a {schedule} learning rate"
-    need = "a cosine or linear one, whose halvings become doublings of the batch"
+    need = "a cosine, linear or step one, whose falls become growth of the batch"
     raise InvalidInputError(found, need=need, hint='schedule="cosine" in the recipe')
 
 
@@ -207,28 +242,31 @@ def _time_ratio(
     chosen: Chosen,
     candidates: Sequence[Candidate],
     noise: Sequence[NoiseScale],
+    today: int,
 ) -> Interval:
     """Time over the pilot's progress with a schedule, over that with the plan's batch alone.
 
-    Progress between two points of the pilot is examples / (noise + B) at the batch it was run with.
+    Progress between two points of the pilot is examples / (noise + B) at today's batch, which it was
+    run with. With another batch the same progress takes other examples, and the schedule counts those.
     """
     rng = np.random.default_rng(SEED)
     seen = np.array([point.examples_seen for point in noise], float)
     critical = _critical_draws(noise, chosen, rng)
     gaps = np.diff(seen, append=2 * seen[-1] - seen[-2])
-    progress = gaps / (critical + chosen.candidate.global_batch_size)
+    progress = gaps / (critical + today) / PARTS
     known = np.array([float(c.global_batch_size) for c in candidates])
     update = np.array([c.update_seconds for c in candidates])
-    starts = [start for start, _ in milestones]
-    sizes = np.array([
-        float(milestones[max(np.searchsorted(starts, at, side="right") - 1, 0)][1]) for at in seen
-    ])
-
-    def seconds(batches: Floats) -> Floats:
-        step = np.interp(batches, known, update)
-        return (progress * (1 + critical / batches) * step).sum(axis=1)
-
-    return interval(seconds(sizes) / seconds(np.full(len(seen), float(milestones[-1][1]))))
+    starts, batches = (np.array(column, float) for column in zip(*milestones, strict=True))
+    examples = np.full(len(critical), seen[0])
+    grown, one = np.zeros(len(critical)), np.zeros(len(critical))
+    for scale, made in zip(
+        *(np.repeat(of.T, PARTS, axis=0) for of in (critical, progress)), strict=True
+    ):
+        size = batches[np.searchsorted(starts, examples, side="right") - 1]
+        grown += made * (1 + scale / size) * np.interp(size, known, update)
+        one += made * (1 + scale / batches[-1]) * np.interp(batches[-1], known, update)
+        examples += made * (scale + size)
+    return interval(grown / one)
 
 
 def _critical_draws(noise: Sequence[NoiseScale], chosen: Chosen, rng: np.random.Generator) -> Floats:

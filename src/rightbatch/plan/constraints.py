@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from rightbatch.core.errors import InfeasibleError
 from rightbatch.core.facts import TaskFacts
+from rightbatch.core.recipe import updates_of
 from rightbatch.core.units import format_bytes, format_seconds
 from rightbatch.plan.candidates import Candidates, Floats, Mode
 from rightbatch.plan.draws import GRADIENT_BYTES
@@ -157,8 +158,10 @@ def num_updates(candidates: Candidates, facts: TaskFacts, limits: Limits, second
     """
     if limits.training_seconds is not None:
         return np.floor(limits.training_seconds / seconds)
-    examples = facts.recipe.total_examples(facts.recipe.batch_size, facts.num_train_examples)
-    return np.ceil(examples / candidates.global_batch_size)
+    count = facts.num_train_examples
+    total = facts.recipe.total_examples(facts.recipe.batch_size, count)
+    sizes = candidates.global_batch_size.tolist()
+    return np.array([updates_of(total, size, count) for size in sizes], float)
 
 
 def _updates(

@@ -26,7 +26,7 @@ from rightbatch.plan.tuned import with_tuned_rate
 
 _GOALS: dict[Objective, tuple[str, str]] = {
     "time": ("least expected regret in seconds to the target", "of the best"),
-    "balanced": ("least expected regret in seconds x examples to the target", "of the best"),
+    "balanced": ("least expected regret in sqrt(seconds x examples) to the target", "of the best"),
     "compute": ("quickest among batches within 5 % of the fewest examples", "of the fewest examples"),
     "accuracy": ("smallest batch within the stated slowdown", "of the quickest"),
 }
@@ -159,7 +159,8 @@ def _split(chosen: Chosen, measurements: Measurements) -> list[Decision]:
         f" it; peak {format_bytes(candidate.peak_bytes)} of {format_bytes(limit)}"
     )
     if count == 1:
-        steps_reason = "the whole batch fits one pass, and no split of it is quicker"
+        whole = "the whole batch" if candidate.num_replicas == 1 else "a replica's share of the batch"
+        steps_reason = f"{whole} fits one pass, and no split of it is quicker"
     else:
         low, high = chosen.speed.valid_range
         steps_reason = (

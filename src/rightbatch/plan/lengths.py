@@ -8,7 +8,7 @@ from typing import Any
 
 from rightbatch.core.facts import TaskFacts
 from rightbatch.core.plan import Candidate, Decision
-from rightbatch.core.recipe import examples_in
+from rightbatch.core.recipe import examples_in, updates_of
 from rightbatch.core.units import format_number, format_seconds
 from rightbatch.plan.limits import Limits
 
@@ -27,9 +27,19 @@ class Length:
     changes: dict[str, Any]
 
 
-def decide_length(candidate: Candidate, facts: TaskFacts, limits: Limits) -> Length:
-    """As many examples as today, or as many updates as the time for training holds."""
+def decide_length(
+    candidate: Candidate, facts: TaskFacts, limits: Limits, *, batch_grows: bool = False
+) -> Length:
+    """As many examples as today, or as many updates as the time for training holds.
+
+    Args:
+        candidate: the planned batch, and the seconds of its update.
+        facts: today's recipe and the data.
+        limits: time for training.
+        batch_grows: whether updates will be smaller than planned, so that steps do not tell examples.
+    """
     recipe, count, batch = facts.recipe, facts.num_train_examples, candidate.global_batch_size
+    changes: dict[str, Any]
     if limits.training_seconds is not None:
         steps = int(limits.training_seconds / candidate.update_seconds)
         total = examples_in(steps, batch, count)
@@ -43,7 +53,7 @@ def decide_length(candidate: Candidate, facts: TaskFacts, limits: Limits) -> Len
             f" {format_seconds(candidate.update_seconds)} an update: {format_number(total)} examples,"
             f" {format_number(float(f'{total / count:.3g}'))} epochs",
         )
-        changes: dict[str, Any] = {"epochs": None, "steps": steps}
+        changes = {"epochs": None, "steps": steps}
         decisions = [decision]
         if recipe.decay_at is not None:
             share = total / recipe.total_examples(recipe.batch_size, count)
@@ -54,10 +64,21 @@ def decide_length(candidate: Candidate, facts: TaskFacts, limits: Limits) -> Len
             total_examples=total, num_updates=steps, decisions=tuple(decisions), changes=changes
         )
     total = recipe.total_examples(recipe.batch_size, count)
-    epochs, rest = divmod(total, count)
-    steps = epochs * -(-count // batch) + -(-rest // batch)
+    steps = updates_of(total, batch, count)
     if recipe.steps is None:
         return Length(total_examples=total, num_updates=steps, decisions=(), changes={})
+    if batch_grows:
+        decision = Decision(
+            name="epochs",
+            value=total / count,
+            evidence="derived",
+            rule="as many examples as today's, counted in epochs while the batch grows",
+            source="recipe",
+            reason=f"{format_number(total)} examples: {format_number(recipe.steps)} steps become"
+            f" {format_number(total / count)} epochs",
+        )
+        changes = {"epochs": total / count, "steps": None}
+        return Length(total_examples=total, num_updates=steps, decisions=(decision,), changes=changes)
     decision = Decision(
         name="steps",
         value=steps,

@@ -31,6 +31,8 @@ from rightbatch.plan.modes import decide_modes
 from rightbatch.plan.score import Scores, interval, on_front, score
 from rightbatch.plan.wishes import NO_WISHES, Wishes, check_wishes
 
+_ROUNDING = 1e-9  # today's own update takes 1 of its time, give or take so much
+
 
 def make_plan(
     facts: TaskFacts,
@@ -61,7 +63,7 @@ def make_plan(
         InfeasibleError: no batch size satisfies the limits.
     """
     limits, wishes = limits or Limits(), wishes or NO_WISHES
-    check_wishes(objective, limits)
+    check_wishes(objective, limits, wishes.batch_schedule)
     check_measurements(measurements)
     check_target(facts, measurements)
     own_target = measurements.task.target
@@ -89,10 +91,17 @@ def make_plan(
         is_derived=fitted.is_derived,
         today_passes=now.accumulation_steps,
     )
-    length = decide_length(chosen.candidate, facts, limits)
+    grows = wishes.batch_schedule is not None
+    length = decide_length(chosen.candidate, facts, limits, batch_grows=grows)
     decisions, changes = decide(chosen, length, measurements)
     growth = propose_schedule(
-        wishes.batch_schedule, chosen, table, models.noise_points, facts, length.total_examples
+        wishes.batch_schedule,
+        chosen,
+        table,
+        models.noise_points,
+        facts,
+        length.total_examples,
+        warmup=int(changes["warmup_examples"]),
     )
     shared = {name: getattr(facts.recipe, name) for name in Constants.model_fields}
     return Plan(
@@ -110,7 +119,7 @@ def make_plan(
         predicted=Prediction(
             seconds_to_target_ratio=chosen.candidate.seconds_ratio,
             examples_to_target_ratio=chosen.candidate.examples_ratio,
-            probability_better=float((scores.seconds[choice.index] < 1).mean()),
+            probability_better=float((scores.seconds[choice.index] < 1 - _ROUNDING).mean()),
         ),
         candidates=tuple(table),
         memory_limit_bytes=limits.memory_limit_bytes or measurements.environment.memory_bytes,

@@ -20,6 +20,7 @@ from rightbatch.core.plan import Candidate, Plan
 from rightbatch.core.samples import Measurements
 from rightbatch.core.units import format_number, format_seconds
 from rightbatch.fit.models import Models, fit_models
+from rightbatch.fit.steps_model import gains
 from rightbatch.plan.decide import move_to
 from rightbatch.plan.scaling import move_constants, with_defaults
 
@@ -202,7 +203,7 @@ def _accumulation(measurements: Measurements, models: Models, plan: Plan | None)
     speed, today = models.speed, measurements.task.recipe.batch_size
     if (
         speed is None
-        or today < 4
+        or today % 4
         or not speed.valid_range[0] <= today // 4 < today <= speed.valid_range[1]
     ):
         return None
@@ -215,13 +216,24 @@ def _accumulation(measurements: Measurements, models: Models, plan: Plan | None)
 
 
 def _noise(measurements: Measurements, models: Models, plan: Plan | None) -> str | None:
-    if models.noise is None or models.noise.noise_scale is None:
+    if models.noise is None or models.steps is None:
         return None
-    scale, today = models.noise.noise_scale, measurements.task.recipe.batch_size
+    today = measurements.task.recipe.batch_size
+    made = [gain.progress_per_step for gain in gains(models.steps, (today, 2 * today), today)]
+    if models.steps.decided:
+        scale = format_number(round(models.noise.noise_scale or 0))
+        critical = format_number(round(models.steps.critical_batch_size))
+        known, shares = f"{scale} and the critical batch size about {critical}", [m.value for m in made]
+    else:
+        known, shares = (
+            f"at least {format_number(round(models.noise.low))}",
+            [m.high or 0 for m in made],
+        )
+    most = "" if models.steps.decided else "at most "
     return (
-        f"on {measurements.task.name} the noise scale over the pilot is {format_number(round(scale))}:"
-        f" a step of {today:,} makes {1 / (1 + scale / today):.0%} of the full gradient's progress,"
-        f" one of {2 * today:,} makes {1 / (1 + scale / (2 * today)):.0%}"
+        f"on {measurements.task.name} the noise scale over the pilot is {known}: a step of {today:,}"
+        f" makes {most}{shares[0]:.0%} of the full gradient's progress, one of {2 * today:,} makes"
+        f" {most}{shares[1]:.0%}"
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from rightbatch.core.errors import InvalidInputError, did_you_mean
-from rightbatch.core.facts import FAMILIES_BY_NAME, OptimizerFamily
+from rightbatch.core.facts import FAMILIES_BY_NAME, OPTIMIZER_FAMILIES, OptimizerFamily
 from rightbatch.core.plan import Decision, Interval
 from rightbatch.core.recipe import Recipe
 from rightbatch.plan.rates import Surge, gain
@@ -17,6 +17,7 @@ from rightbatch.plan.scaling import (
     scale_batch_norm_momentum,
     scale_warmup_steps,
     untuned_warmup,
+    with_defaults,
 )
 
 
@@ -73,7 +74,8 @@ def scaling_table(
     """Move a recipe's constants to each of several batch sizes.
 
     Args:
-        recipe: tuned at its own batch size; its optimizer is the name of a ``torch.optim`` class.
+        recipe: tuned at its own batch size; its optimizer is the name of a ``torch.optim`` class, whose
+            defaults fill in what the recipe leaves open.
         batch_sizes: examples per update, one for each row.
         num_examples: training examples, for the updates per epoch.
         noise_scale: critical batch size in examples, for the rules that saturate.
@@ -90,6 +92,8 @@ def scaling_table(
         found, hint = f"BatchNorm momentum {batch_norm_momentum:g}", "torch's default is 0.1"
         raise InvalidInputError(found, need="a share from 0 to 1", hint=hint)
     family = find_family(recipe.optimizer_name)
+    names = {name.lower(): name for name in OPTIMIZER_FAMILIES}
+    recipe = with_defaults(recipe, names.get(recipe.optimizer_name.lower(), ""))
     today = recipe.batch_size
     relative = noise_scale / today if noise_scale else None
     critical = Interval(value=relative, low=None, high=None) if relative else None

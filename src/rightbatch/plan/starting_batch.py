@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from statistics import median_high
 
 from rightbatch.core.errors import InfeasibleError
 from rightbatch.core.facts import FAMILIES_BY_NAME, OptimizerFamily
 from rightbatch.core.plan import Objective
 from rightbatch.core.units import format_bytes
+from rightbatch.fit.calibration import SWEEPS
 from rightbatch.fit.largest import largest_size
 from rightbatch.plan.situation import MEMORY, SPEED, Advice, Situation, line_of
 from rightbatch.plan.transformer_config import count_parameters
 from rightbatch.plan.transformer_memory import Precision, estimate_transformer_memory
 
 # Critical batch sizes in examples: McCandlish et al. (2018), Table 1 (MNIST, SVHN, CIFAR-10,
-# ImageNet, two autoencoders), then the nine sweeps of docs/noise.md.
-CRITICAL_BATCH_SIZES = (40, 200, 200, 500, 900, 15_000, 15, 48, 74, 112, 136, 144, 193, 271, 740)
+# ImageNet, two autoencoders), then those of the sweeps of docs/noise.md.
+PUBLISHED = (40.0, 200.0, 200.0, 500.0, 900.0, 15_000.0)
+CRITICAL_BATCH_SIZES = (*PUBLISHED, *(sweep.critical_batch_size for sweep in SWEEPS))
 # Where on that range to begin, as a share of its median: time is bought with examples above 1.
 _SHARES: dict[Objective, float] = {"time": 1.0, "balanced": 0.5, "compute": 0.17, "accuracy": 0.5}
 # Of fp32 training, without activations.
@@ -42,11 +45,12 @@ def starting_batch(situation: Situation) -> Advice:
         return line_of(name, size, "assumed", rule=rule, source="recipe", reason=reason, bounds=spread)
     if situation.num_train_tokens and situation.sequence_length:
         return _language_model_batch(situation, situation.num_train_tokens, situation.sequence_length)
-    median = sorted(CRITICAL_BATCH_SIZES)[len(CRITICAL_BATCH_SIZES) // 2]
+    middle = median_high(CRITICAL_BATCH_SIZES)
     share = _SHARES[situation.objective]
-    size = 2 ** round(math.log2(share * median))
+    size = 2 ** round(math.log2(share * middle))
     rule = f"{share:g} x the median critical batch size, to a power of 2"
-    reason = f"the median of {len(CRITICAL_BATCH_SIZES)} published critical batch sizes is {median}"
+    reason = f"the median of {len(PUBLISHED)} published critical batch sizes and {len(SWEEPS)} measured"
+    reason += f" for docs/noise.md is {middle:g}"
     if situation.num_train_examples is not None:
         most = max(1, situation.num_train_examples // _MIN_UPDATES_PER_EPOCH)
         if size > most:

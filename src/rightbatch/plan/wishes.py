@@ -28,7 +28,9 @@ class Wishes:
 NO_WISHES = Wishes()
 
 
-def check_wishes(objective: Objective, limits: Limits) -> None:
+def check_wishes(
+    objective: Objective, limits: Limits, batch_schedule: BatchScheduleKind | None = None
+) -> None:
     """Refuse wishes that cannot both be meant.
 
     Raises:
@@ -45,3 +47,8 @@ def check_wishes(objective: Objective, limits: Limits) -> None:
         found = f"a time for training with objective {objective!r}"
         hint = "--objective time, which gets furthest in a given time too, or leave --objective out"
         raise InvalidInputError(found, need="one thing to optimise", hint=hint)
+    if limits.training_seconds is not None and batch_schedule is not None:
+        found = f"a time for training and batch_schedule = {batch_schedule!r}"
+        need = "one batch all along, whose updates the time is shared among"
+        hint = "leave out --batch-schedule or --time-budget-train"
+        raise InvalidInputError(found, need=need, hint=hint)

@@ -5,6 +5,7 @@ Text in, text out; a command stands between backticks.
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -78,7 +79,9 @@ def answer_sentence(plan: Plan | None, facts: TaskFacts) -> str:
     step = f"global batch {plan.global_batch_size} = {plan.split}"
     step += f" at learning rate {plan.learning_rate:.3g}"
     recipe = facts.recipe
-    if (plan.global_batch_size, plan.learning_rate) == (recipe.batch_size, recipe.lr):
+    new_rate = plan.learning_rate != recipe.lr
+    if plan.global_batch_size == recipe.batch_size and (not new_rate or _takes_as_long(plan)):
+        step += f" in place of {recipe.lr:.3g}" * new_rate
         kept = "no other batch size scored better" if plan.candidates else "no other was scored"
         return f"Keep today's batch size for {facts.name}: {step}; {kept}{_plateau(plan, facts)}."
     if plan.predicted is None:
@@ -216,6 +219,14 @@ def _kept_options(plan: Plan | None) -> list[str]:
         at = options.index("--device")
         del options[at : at + 2]
     return [shlex.quote(option) for option in options]
+
+
+def _takes_as_long(plan: Plan) -> bool:
+    """Whether an update is today's own, so that its ratios are 1 and say nothing of a moved rate."""
+    if plan.predicted is None:
+        return False
+    ratio = plan.predicted.seconds_to_target_ratio
+    return all(end is not None and math.isclose(end, 1) for end in (ratio.low, ratio.high))
 
 
 def _prediction(plan: Plan, facts: TaskFacts) -> str:

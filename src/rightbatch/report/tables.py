@@ -78,7 +78,7 @@ def today_text(name: str, recipe: Recipe) -> str:
     if field in {"momentum", "betas", "eps", "weight_decay"} and value is None:
         return "optimizer's default"
     if isinstance(value, tuple):
-        return ", ".join(f"{part:g}" for part in recipe.betas or ())
+        return ", ".join(map(format_number, value))
     return value_text(value, name)
 
 

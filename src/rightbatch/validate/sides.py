@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from rightbatch.core.comparison import Side
 from rightbatch.core.errors import InvalidInputError
 from rightbatch.core.facts import TaskFacts
 from rightbatch.core.plan import Decision, Plan
-from rightbatch.core.recipe import Constants, Recipe, Target
+from rightbatch.core.recipe import Constants, Recipe, Target, updates_of
 from rightbatch.core.units import format_number
 from rightbatch.plan.scaling import Move, move_constants, with_defaults
 from rightbatch.train.sampler import Windows
@@ -111,8 +110,7 @@ def count_updates(plan: Plan, facts: TaskFacts) -> int:
         found, hint = "a batch schedule matched by updates", "--matched-by examples"
         raise InvalidInputError(found, need="a batch that stays", hint=hint)
     num, batch = facts.num_train_examples, plan.global_batch_size
-    epochs, rest = divmod(plan.total_examples(batch, num), num)
-    return epochs * math.ceil(num / batch) + math.ceil(rest / batch)
+    return updates_of(plan.total_examples(batch, num), batch, num)
 
 
 def with_target_out_of_reach(plan: Plan, target: Target | None) -> Plan:

@@ -5,6 +5,7 @@ import pytest
 from rightbatch.core.devices import parse_accelerator
 from rightbatch.core.errors import InfeasibleError, InvalidInputError
 from rightbatch.core.sources import SOURCES
+from rightbatch.fit.calibration import SWEEPS
 from rightbatch.plan.advise import advise
 from rightbatch.plan.situation import Advice, Situation
 from rightbatch.plan.starting_batch import CRITICAL_BATCH_SIZES
@@ -41,6 +42,12 @@ def test_a_batch_that_trains_today_is_kept_and_the_spread_of_published_ones_is_s
     batch = by_name(batch_size=48, learning_rate=1e-3)["global_batch_size"].decision
     assert (batch.value, batch.evidence) == (48, "assumed")
     assert (batch.low, batch.high) == (min(CRITICAL_BATCH_SIZES), max(CRITICAL_BATCH_SIZES))
+
+
+def test_every_sweep_that_calibrates_the_noise_counts_in_the_starting_batch() -> None:
+    assert {sweep.critical_batch_size for sweep in SWEEPS} <= set(CRITICAL_BATCH_SIZES)
+    reason = by_name()["global_batch_size"].decision.reason
+    assert f"6 published critical batch sizes and {len(SWEEPS)} measured" in reason
 
 
 def test_time_is_bought_with_a_larger_batch_than_examples() -> None:

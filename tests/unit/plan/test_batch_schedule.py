@@ -8,13 +8,15 @@ import pytest
 import known
 from rightbatch.core.errors import InvalidInputError
 from rightbatch.core.plan import BatchSchedule, BatchScheduleKind, Decision, Plan
-from rightbatch.core.schedule import batch_rate_factor, batch_size_at
+from rightbatch.core.schedule import batch_rate_factor, batch_size_at, rate_at
 from rightbatch.core.sources import SOURCES
 from rightbatch.fit.calibration import calibrate
 from rightbatch.fit.models import fit_models
+from rightbatch.plan.limits import Limits
 from rightbatch.plan.planner import make_plan
 from rightbatch.plan.toml import read_plan, write_plan
 from rightbatch.plan.wishes import Wishes
+from rightbatch.train.sampler import Windows
 
 
 def growing(factor: float) -> Any:
@@ -58,15 +60,57 @@ def test_a_schedule_grows_to_the_plans_batch_and_reads_back(kind: Any, tmp_path:
     assert read_plan(tmp_path / "plan.toml").batch_schedule == schedule
 
 
-def test_seesaw_doubles_where_the_rate_would_have_halved() -> None:
-    linear = plan("seesaw", schedule="linear").batch_schedule
-    assert linear is not None
-    assert [start for start, _ in linear.milestones] == [0, 50_000, 75_000, 87_500]
-    cosine = plan("seesaw", schedule="cosine").batch_schedule
-    assert cosine is not None
-    assert cosine.milestones[1][0] == 50_000  # (1 + cos(pi / 2)) / 2 = 1/2
+@pytest.mark.parametrize("kind", get_args(BatchScheduleKind))
+def test_a_run_counted_in_steps_keeps_its_examples_while_the_batch_grows(kind: Any) -> None:
+    found = plan(kind, schedule="cosine", epochs=None, steps=3125)
+    windows = [*Windows.of(found, 10_000, seed=0)]
+    today = known.facts().recipe.replace(epochs=None, steps=3125).total_examples(32, 10_000)
+    assert sum(window.num_examples for window in windows) == today
+    last = windows[-1].batch_size
+    assert last == (found.global_batch_size if kind != "noise" else windows[0].batch_size)
+    assert "epochs" in {d.name for d in found.decisions}
+
+
+def test_a_batch_that_grows_and_a_time_for_training_are_refused() -> None:
+    measured = known.measurements()
+    wishes = Wishes(batch_schedule="exponential")
+    with pytest.raises(InvalidInputError, match="time for training and batch_schedule = 'exponential'"):
+        make_plan(measured.task, measured, "time", Limits(training_seconds=10.0), wishes=wishes)
+
+
+@pytest.mark.parametrize("shape", ["linear", "cosine"])
+def test_seesaw_doubles_where_the_rate_would_have_halved(shape: str) -> None:
+    found = plan("seesaw", schedule=shape)
+    assert found.batch_schedule is not None
+    assert found.warmup_examples > 0
+    (start, first), *later = found.batch_schedule.milestones
+    assert (start, first) == (0, found.global_batch_size // 8)
+    assert [size for _, size in later] == [2 * first, 4 * first, 8 * first]
+    rates = [rate_at(found, 1.0, at, 100_000) for at, _ in later]
+    assert rates == pytest.approx([0.5, 0.25, 0.125], rel=1e-3)
     with pytest.raises(InvalidInputError, match="seesaw batch schedule beside a constant"):
         plan("seesaw")
+
+
+def test_seesaw_grows_by_what_a_step_schedule_drops_and_keeps_the_rate_of_sgd() -> None:
+    found = plan("seesaw", schedule="step", decay_at=(40_000, 80_000, 200_000), decay_factor=0.5)
+    batch = found.global_batch_size
+    schedule = found.batch_schedule
+    assert schedule is not None
+    assert schedule.milestones == ((0, batch // 4), (40_000, batch // 2), (80_000, batch))
+    assert decision(found).source == "smith2018"
+    plain = found.replace(warmup_examples=0)
+    rates = [
+        rate_at(plain, 1.0, at, 100_000) * batch_rate_factor(schedule, batch, size)
+        for at, size in schedule.milestones
+    ]
+    assert rates == pytest.approx([0.25] * 3)
+    tenths = plan("seesaw", schedule="step", decay_at=(10, 20, 30, 40), decay_factor=0.1).batch_schedule
+    assert tenths is not None
+    assert tenths.milestones[0] == (0, 1)
+    assert [size for _, size in tenths.milestones] == sorted({size for _, size in tenths.milestones})
+    with pytest.raises(InvalidInputError, match="does not drop within 100,000 examples"):
+        plan("seesaw", schedule="step", decay_at=(100_000,), decay_factor=0.5)
 
 
 def test_milestones_follow_the_noise_and_are_promised_less_time() -> None:
@@ -116,23 +160,28 @@ def test_batch_and_rate_are_read_off_the_milestones() -> None:
     assert (batch_size_at(None, 32, 5), batch_rate_factor(None, 32, 8)) == (32, 1.0)
 
 
-def test_the_promised_time_is_the_sum_over_the_pilots_progress() -> None:
-    found = plan("linear")
-    assert found.batch_schedule is not None
-    measured = known.measurements(gradients=growing(100.0))
-    noise = fit_models(measured).noise_points
+@pytest.mark.parametrize("kind", ["linear", "milestones"])
+def test_the_promised_time_is_that_of_a_run_made_bit_by_bit(kind: Any) -> None:
+    found = plan(kind)
+    schedule, batch = found.batch_schedule, found.global_batch_size
+    assert schedule is not None
+    assert batch > 2 * known.facts().recipe.batch_size  # else the pilot's batch hardly matters
     factor = calibrate("sgd", preconditioned=False).factor
+    points = fit_models(known.measurements(gradients=growing(100.0))).noise_points
+    critical = [float(point.noise_scale or 0) * factor for point in points]
+    # 1,000 examples at the recipe's batch between all points, and after the last.
+    ends = np.cumsum([1000 / (scale + 32) for scale in critical])
     update = {c.global_batch_size: c.update_seconds for c in found.candidates}
-    one, grown = 0.0, 0.0
-    batch = found.global_batch_size
-    for point in noise:  # 1,000 examples between all of them, and after the last
-        critical = float(point.noise_scale or 0) * factor
-        progress = 1000 / (critical + batch)
-        size = batch_size_at(found.batch_schedule, batch, point.examples_seen)
-        seconds = np.interp(size, [*update], [*update.values()])
-        grown += progress * (1 + critical / size) * seconds
-        one += progress * (1 + critical / batch) * update[batch]
-    reason = decision(found)
-    assert float(reason.reason.split("it takes ")[1].split(" ")[0]) == pytest.approx(
-        grown / one, rel=0.03
-    )
+
+    def seconds(grows: BatchSchedule | None) -> float:
+        done, examples, spent = 0.0, float(points[0].examples_seen), 0.0
+        while done < ends[-1]:
+            scale = critical[int(np.searchsorted(ends, done, side="right"))]
+            size = batch_size_at(grows, batch, int(examples))
+            done += 0.05 / (1 + scale / size)  # a twentieth of an update
+            examples += 0.05 * size
+            spent += 0.05 * float(np.interp(size, [*update], [*update.values()]))
+        return spent
+
+    promised = float(decision(found).reason.split("it takes ")[1].split(" ")[0])
+    assert promised == pytest.approx(seconds(schedule) / seconds(None), rel=0.05)

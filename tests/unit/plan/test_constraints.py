@@ -7,12 +7,14 @@ import pytest
 
 import known
 from rightbatch.core.errors import InfeasibleError
+from rightbatch.core.plan import Plan
 from rightbatch.fit.models import fit_models
 from rightbatch.plan.candidates import Candidates, Split
 from rightbatch.plan.constraints import Constraint, allowed, num_updates, peak_bytes
 from rightbatch.plan.fitted import fit_all
 from rightbatch.plan.limits import Limits
 from rightbatch.plan.planner import make_plan
+from rightbatch.train.sampler import Windows
 
 
 def constraint(name: str, needs: list[float], limit: float) -> Constraint:
@@ -60,7 +62,11 @@ def test_relaxing_as_the_hint_says_makes_the_plan() -> None:
 def test_updates_are_todays_examples_or_what_the_time_holds() -> None:
     pair = Candidates.of([Split(micro_batch_size=b, accumulation_steps=1) for b in (32, 48)])
     seconds = np.array([0.5, 0.7])
-    assert num_updates(pair, known.facts(), Limits(), seconds).tolist() == [3125, 2084]
+    updates = num_updates(pair, known.facts(), Limits(), seconds).tolist()
+    assert updates == [3130, 2090]  # of 10,000 examples in each of 10 epochs, the last one short
+    for batch, count in zip((32, 48), updates, strict=True):
+        by_hand = Plan.from_recipe(known.facts().recipe, global_batch_size=batch)
+        assert sum(1 for _ in Windows.of(by_hand, 10_000, seed=0)) == count
     timed = Limits(training_seconds=10.0)
     assert num_updates(pair, known.facts(), timed, seconds).tolist() == [20, 14]
 

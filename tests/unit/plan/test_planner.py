@@ -80,6 +80,20 @@ def test_balanced_minimises_seconds_times_examples(laws: known.Laws) -> None:
     assert found.global_batch_size <= plan(laws, "time").global_batch_size
 
 
+def test_the_plateau_of_balanced_is_in_the_quantity_that_its_rule_names() -> None:
+    found = plan(objective="balanced")
+    cost = {
+        c.global_batch_size: (c.seconds_ratio.value * c.examples_ratio.value) ** 0.5
+        for c in found.candidates
+    }
+    assert found.plateau is not None
+    low, high = found.plateau
+    within = [size for size in cost if cost[size] <= 1.05 * min(cost.values())]
+    assert (min(within), max(within)) == pytest.approx((low, high), rel=0.5)  # one step of the grid
+    rule = next(d for d in found.decisions if d.name == "global_batch_size").rule
+    assert "sqrt(seconds x examples)" in rule
+
+
 def test_predictions_are_ratios_to_todays_recipe() -> None:
     found = plan(objective="time")
     laws = known.Laws()
@@ -95,6 +109,20 @@ def test_predictions_are_ratios_to_todays_recipe() -> None:
     assert found.predicted.probability_better > 0.99
     today = next(c for c in found.candidates if c.global_batch_size == 32)
     assert (today.seconds_ratio.low, today.seconds_ratio.high) == pytest.approx((1, 1))
+
+
+def test_todays_own_update_is_never_called_sooner() -> None:
+    rng = np.random.default_rng(0)
+    found = known.measurements()
+    scattered = tuple(
+        timing.replace(seconds=tuple(timing.seconds[0] * rng.lognormal(0, 0.2, 5)))
+        for timing in found.step_timings
+    )
+    found = found.replace(step_timings=scattered)
+    kept = make_plan(found.task, found, "time", Limits(max_batch_size=32))
+    assert (kept.global_batch_size, kept.accumulation_steps) == (32, 1)
+    assert kept.predicted is not None
+    assert kept.predicted.probability_better == 0
 
 
 def test_the_chosen_batch_is_the_candidate_of_least_regret() -> None:

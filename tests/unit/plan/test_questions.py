@@ -7,6 +7,7 @@ import known
 from records import measurements
 from rightbatch.core.errors import InvalidInputError
 from rightbatch.core.sources import SOURCES
+from rightbatch.fit.models import fit_models
 from rightbatch.plan.limits import Limits
 from rightbatch.plan.planner import make_plan
 from rightbatch.plan.questions import answer_question, find_question, questions, use_cases
@@ -31,6 +32,8 @@ from rightbatch.plan.questions import answer_question, find_question, questions,
         ("fine-tuning works same as pre-training", "fine_tuning"),
         ("my training diverges after doubling batch", "diverges"),
         ("rare positives large batch", "sparse"),
+        ("does gradient checkpointing slow training?", "checkpointing_slow"),
+        ("does checkpointing speed up training?", "checkpointing"),
     ],
 )
 def test_a_saying_is_found_in_other_words(text: str, question: str) -> None:
@@ -86,6 +89,33 @@ def test_accumulation_is_priced_from_the_step_times() -> None:
     whole, split = 210 + 32 * 2.6 + 160, 4 * (210 + 8 * 2.6) + 160
     found = float(str(re.search(r"4 x 8, ([\d.]+) x", said)[1]))  # pyright: ignore[reportOptionalSubscript]
     assert found == pytest.approx(split / whole, rel=0.1)
+
+
+def test_a_slowdown_by_checkpointing_is_not_denied() -> None:
+    assert find_question("gradient checkpointing slows training down")[0].verdict.startswith("yes")
+    assert find_question("checkpointing speeds training up")[0].verdict == "no"
+
+
+def test_pieces_that_do_not_add_up_to_the_batch_are_not_priced() -> None:
+    facts = known.facts(recipe=known.facts().recipe.replace(batch_size=30))
+    measured = known.measurements(task=facts)
+    assert answer_question("gradient accumulation is slow", measured, None).measured is None
+
+
+def test_progress_of_a_step_is_that_of_the_table_of_gains() -> None:
+    decided = known.measurements()
+    steps = fit_models(decided).steps
+    assert steps is not None
+    said = str(answer_question("gradients get smaller with a larger batch", decided, None).measured)
+    assert f"critical batch size about {steps.critical_batch_size:.0f}" in said
+    assert f"a step of 32 makes {1 / (1 + steps.critical_batch_size / 32):.0%}" in said
+    lost = tuple(known.sample(s, 300.0) for s in (-1.0, 1.2, -0.4, 0.9, 0.1, -0.2))
+    undecided = known.measurements(gradients=lost)
+    steps = fit_models(undecided).steps
+    assert steps is not None
+    said = str(answer_question("gradients get smaller with a larger batch", undecided, None).measured)
+    assert "the noise scale over the pilot is at least" in said
+    assert f"a step of 32 makes at most {1 / (1 + steps.low / 32):.0%}" in said
 
 
 def test_without_measurements_nothing_is_said_to_be_measured() -> None:

@@ -98,6 +98,7 @@ def test_the_table_has_a_row_for_each_batch_size_and_starts_where_the_recipe_sta
         "weight_decay": 0.01,
         "beta1": 0.9,
         "beta2": 0.999,
+        "eps": 1e-8,  # torch's default
         "ema_decay": 0.999,
         "untuned_warmup_steps": 2000,
         "warmup_steps": 100,
@@ -107,7 +108,7 @@ def test_the_table_has_a_row_for_each_batch_size_and_starts_where_the_recipe_sta
     assert values(rows[1])["beta2"] == pytest.approx(0.999**16)
 
 
-def test_the_table_shows_only_what_the_recipe_has() -> None:
+def test_the_table_shows_only_what_the_recipe_or_its_optimizer_has() -> None:
     rows = scaling_table(Recipe(optimizer="SGD", lr=0.1, batch_size=32, epochs=1), [64])
     assert list(values(rows[0])) == ["learning_rate"]
     assert rows[0].updates_per_epoch is None

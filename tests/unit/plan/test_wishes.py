@@ -81,6 +81,9 @@ def test_devices_are_used_where_they_make_an_update_quicker() -> None:
     fast = plan(laws=laws, num_replicas=8, bandwidth_bytes_per_second=1e12)
     assert fast.num_replicas == 8
     assert fast.split.endswith("replicas 8")
+    passes = next(d for d in fast.decisions if d.name == "accumulation_steps")
+    assert passes.value == 1
+    assert passes.reason.startswith("a replica's share of the batch fits one pass")
     slow = plan(laws=laws, num_replicas=8, bandwidth_bytes_per_second=1.0)
     assert slow.num_replicas == 1
     assert fast.predicted is not None

@@ -92,6 +92,20 @@ def test_a_plan_at_todays_batch_says_to_keep_the_recipe() -> None:
     assert text.endswith("no other batch size scored better; every batch from 24 to 48 is within 5 %.")
 
 
+def test_another_rate_at_todays_batch_is_not_given_a_prediction_of_time() -> None:
+    same = Interval(value=1.0, low=1.0 - 1e-16, high=1.0)
+    one = Prediction(
+        seconds_to_target_ratio=same, examples_to_target_ratio=same, probability_better=0.0
+    )
+    plan = records.plan(global_batch_size=32, micro_batch_size=32, learning_rate=4e-3, predicted=one)
+    text = answer_sentence(plan, FACTS)
+    assert text.startswith("Keep today's batch size for digits: global batch 32 = micro 32 x")
+    assert "at learning rate 0.004 in place of 0.001; no other batch size scored better" in text
+    assert "predicted" not in text
+    half = one.replace(seconds_to_target_ratio=Interval(value=0.5, low=0.4, high=0.6))  # by its mode
+    assert "predicted 0.50" in answer_sentence(plan.replace(predicted=half), FACTS)
+
+
 def test_a_plateau_that_holds_todays_batch_says_so() -> None:
     text = answer_sentence(records.plan(plateau=(24, 160)), FACTS)
     assert text.endswith("every batch from 24 to 160 is within 5 %, today's 32 included.")

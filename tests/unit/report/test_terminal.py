@@ -5,7 +5,7 @@ import io
 from rich.console import Console
 
 import records
-from rightbatch.report.tables import Table
+from rightbatch.report.tables import Table, today_text
 from rightbatch.report.terminal import decision_table, render
 
 
@@ -43,3 +43,10 @@ def test_a_decision_shows_today_beside_the_plan_with_its_evidence_and_reason() -
     batch = next(row for row in table.rows if row[0] == "global_batch_size")
     assert batch[1] == "32"
     assert batch[3] in {"measured", "derived", "assumed"}
+
+
+def test_where_the_rate_drops_today_is_what_the_recipe_says() -> None:
+    recipe = records.task_facts().recipe.replace(
+        schedule="step", decay_at=(20_000, 30_000), decay_factor=0.1, betas=(0.9, 0.99)
+    )
+    assert today_text("decay_at", recipe) == "20,000, 30,000"
