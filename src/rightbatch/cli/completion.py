@@ -11,11 +11,9 @@ from rightbatch.cli.source import Flag
 def completion(shell: Literal["bash", "zsh", "fish"], /, *, json: Flag = False) -> Answer:
     """Print the script by which a shell completes verbs, options and their values.
 
-    Write it to where the shell looks for such scripts, as for bash into
-    ~/.local/share/bash-completion/completions/rightbatch; new shells complete with it.
-
     Args:
-        shell: That is to complete.
+        shell: That is to complete. Write the script to where it looks for such scripts, as for bash to
+            ~/.local/share/bash-completion/completions/rightbatch; new shells then complete.
         json: Print one JSON document on stdout.
     """
     from rightbatch.cli.app import build_app
