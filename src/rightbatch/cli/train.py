@@ -196,7 +196,8 @@ def run_answer(run: Run) -> Answer:
     cost = f"{run.updates:,} updates in {format_seconds(run.seconds)}{metrics}"
     now = ""
     if run.outcome.can_resume:
-        now = f" The same command with --run {run.run_dir} --resume goes on."
+        more = " and a larger --max-updates" if run.outcome is Outcome.STOPPED else ""
+        now = f" The same command with --run {run.run_dir} --resume{more} goes on."
     return Answer(
         document={
             "task": run.task,
