@@ -102,3 +102,32 @@ def test_torch_and_data_packages_are_not_imported_by(argv: list[str], saved: Pat
         [sys.executable, "-c", script, *words], check=False, capture_output=True, text=True
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def complete(script: str, *words: str) -> list[str]:
+    """What bash offers for the last of the words."""
+    asked = f"COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}; _rightbatch"
+    told = subprocess.run(
+        ["bash", "-c", f'{script}\n{asked}\nprintf "%s\\n" "${{COMPREPLY[@]}}"'],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return told.stdout.split()
+
+
+def test_bash_completes_verbs_options_and_values_and_falls_back_to_files() -> None:
+    called = run_cli("completion", "bash")
+    assert (called.code, called.err) == (0, "")
+    assert complete(called.out, "rightbatch", "val") == ["validate"]
+    assert complete(called.out, "rightbatch", "train", "--max") == ["--max-updates"]
+    assert complete(called.out, "rightbatch", "plan", "digits", "--objective", "ti") == ["time"]
+    assert complete(called.out, "rightbatch", "plan", "my_ta") == []
+    assert "complete -o default -F _rightbatch rightbatch" in called.out
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_other_shells_get_a_script_that_knows_every_verb(shell: str) -> None:
+    document = run_cli("completion", shell, "--json").document
+    assert document["shell"] == shell
+    assert all(name in document["script"] for name in VERBS)

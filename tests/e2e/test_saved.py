@@ -185,6 +185,13 @@ def test_report_is_rebuilt_from_the_folder(saved: Path) -> None:
     assert (saved / "report.html").exists()
 
 
+def test_a_folder_without_measurements_is_no_folder_of_a_report(tmp_path: Path) -> None:
+    called = run_cli("report", tmp_path)
+    assert_three_parts(
+        called, code=2, found="measurements.json", need="that plan wrote", hint="plan TASK --out DIR"
+    )
+
+
 def test_tasks_says_where_missing_data_comes_from(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

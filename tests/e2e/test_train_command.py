@@ -82,7 +82,8 @@ def test_a_run_stopped_by_sigterm_goes_on_and_then_on_two_processes(tmp_path: Pa
 
 def test_the_run_says_how_it_goes_on(tmp_path: Path, task: Path) -> None:
     called = run_cli("train", task, "--run", tmp_path / "run", "--max-updates", "2")
-    assert f"The same command with --run {tmp_path / 'run'} --resume goes on." in called.out
+    how = f"--run {tmp_path / 'run'} --resume and a larger --max-updates"
+    assert f"The same command with {how} goes on." in called.out
     assert "global 16 = micro 16 x accumulation 1 x replicas 1" in called.err
 
 

@@ -85,6 +85,11 @@ VERBS = {
         "Move a learning rate and its companions to other batch sizes by cited rules.",
         "rightbatch scale --optimizer adamw --lr 1e-3 --batch 32 --to 512",
     ),
+    "completion": Verb(
+        "completion:completion",
+        "Print the script by which a shell completes verbs, options and their values.",
+        "rightbatch completion bash",
+    ),
 }
 
 _ABOUT = "Which batch size, split how, with which learning rate, and how sure are we?"
@@ -104,7 +109,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _overview() -> str:
-    verbs = (f"  {name:8}{verb.line}\n          $ {verb.example}" for name, verb in VERBS.items())
+    width = max(map(len, VERBS)) + 2
+    verbs = (
+        f"  {name:{width}}{verb.line}\n  {'':{width}}$ {verb.example}" for name, verb in VERBS.items()
+    )
     usage = "Usage: rightbatch VERB [OPTIONS]    rightbatch VERB --help explains each option."
     return "\n\n".join([usage, _ABOUT, "\n".join(verbs), _CODES])
 

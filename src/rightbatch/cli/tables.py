@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rightbatch.cli.output import Answer
 from rightbatch.cli.source import Flag
+from rightbatch.core.errors import InvalidInputError
 from rightbatch.report.tables import Table
 from rightbatch.report.terminal import render
 
@@ -45,11 +46,17 @@ def report(folder: Path, /, *, json: Flag = False) -> Answer:
     Args:
         folder: That holds measurements.json, and what else plan and train wrote.
         json: Print one JSON document on stdout.
+
+    Raises:
+        InvalidInputError: plan wrote nothing there, or its records cannot be read.
     """
     from rightbatch.core.samples import Measurements
     from rightbatch.core.store import read_record
     from rightbatch.report.html import write_report
 
-    name = read_record(folder / "measurements.json", Measurements).task.name
+    if not (saved := folder / "measurements.json").exists():
+        hint = "rightbatch plan TASK --out DIR; its report shows what is trained into DIR/runs, too"
+        raise InvalidInputError(f"no {saved}", need="a folder that plan wrote", hint=hint)
+    name = read_record(saved, Measurements).task.name
     path = write_report(folder)
     return Answer(document={"task": name, "files": {"report": str(path)}}, text=(f"Report: {path}",))

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from rightbatch.cli.output import Answer, say
 from rightbatch.cli.progress import train_bar
 from rightbatch.cli.source import Flag, load, option, parse_target
-from rightbatch.core.errors import EXIT_DONE, EXIT_FINDING, EXIT_INTERRUPTED
+from rightbatch.core.errors import EXIT_DONE, EXIT_FINDING, EXIT_INTERRUPTED, InvalidInputError
 from rightbatch.core.plan import Plan
 from rightbatch.core.run import Outcome, Run
 from rightbatch.core.store import read_json, read_record
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 OUTCOME = "outcome.json"
 _PLAN, _START = "plan.json", "start.json"
+_EVERY, _KEEP = "10m", 2
 _EXIT_TERMINATED = 143  # 128 + SIGTERM, as shells report it
 _EXIT_CODES = {
     Outcome.DIVERGED: EXIT_FINDING,
@@ -42,8 +43,8 @@ def train(  # noqa: PLR0913 - each its own
     early_stopping: int | None = None,
     target: str | None = None,
     resume: Flag = False,
-    checkpoint_every: str = "10m",
-    keep: int = 2,
+    checkpoint_every: str = _EVERY,
+    keep: int = _KEEP,
     noise: Flag = False,
     shard: Flag = False,
     tensorboard: Flag = False,
@@ -81,12 +82,26 @@ def train(  # noqa: PLR0913 - each its own
         from rightbatch.measure.memory.malloc import pin_malloc as pin
 
         pin()
+    if check:
+        _refuse_beside_check(
+            run=run,
+            max_updates=max_updates,
+            early_stopping=early_stopping,
+            target=target,
+            resume=resume,
+            checkpoint_every=checkpoint_every != _EVERY,
+            keep=keep != _KEEP,
+            noise=noise,
+            shard=shard,
+            tensorboard=tensorboard,
+            mlflow=mlflow,
+        )
     from rightbatch.plan.toml import read_plan
 
     chosen = read_plan(plan) if plan else None
     loaded = load(task, device)
     if check:
-        return _check(loaded, chosen, device)
+        return _check(loaded, chosen, device, seed or 0)
     from rightbatch.train.distributed import restart_count
     from rightbatch.train.loop import Saving
 
@@ -181,7 +196,8 @@ def run_answer(run: Run) -> Answer:
     cost = f"{run.updates:,} updates in {format_seconds(run.seconds)}{metrics}"
     now = ""
     if run.outcome.can_resume:
-        now = f" The same command with --run {run.run_dir} --resume goes on."
+        more = " and a larger --max-updates" if run.outcome is Outcome.STOPPED else ""
+        now = f" The same command with --run {run.run_dir} --resume{more} goes on."
     return Answer(
         document={
             "task": run.task,
@@ -201,11 +217,22 @@ def run_answer(run: Run) -> Answer:
     )
 
 
-def _check(task: Task, plan: Plan | None, device: str) -> Answer:
+def _refuse_beside_check(**training: object) -> None:
+    """Options of a run mean nothing to a check, which trains nothing.
+
+    Raises:
+        InvalidInputError: one was given.
+    """
+    if given := [f"--{name.replace('_', '-')}" for name, value in training.items() if value]:
+        found, hint = f"--check with {', '.join(given)}", "leave them out, or train without --check"
+        raise InvalidInputError(found, need="options that a check has", hint=hint)
+
+
+def _check(task: Task, plan: Plan | None, device: str, seed: int) -> Answer:
     """Whether accumulation is exact; what breaks it is a finding."""
     from rightbatch.train.exact import check_accumulation, split_sizes
 
-    finding = check_accumulation(task, plan, device=device)
+    finding = check_accumulation(task, plan, device=device, seed=seed)
     sizes = split_sizes(task, plan)
     exact = f"exact: {sum(sizes)} examples in micro-batches of {', '.join(map(str, sizes))} have the"
     return Answer(

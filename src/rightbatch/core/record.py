@@ -8,11 +8,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from rightbatch.core.errors import InvalidInputError, RightBatchError, did_you_mean
+from rightbatch.core.notebook import Shown
 
 SCHEMA_VERSION = 1
 
 
-class Record(BaseModel):
+class Record(Shown, BaseModel):
     """A frozen value object; an unknown key or an impossible value is refused in three parts."""
 
     model_config = ConfigDict(

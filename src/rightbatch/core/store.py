@@ -34,7 +34,7 @@ def write_text(path: Path, text: str) -> None:
         raise InvalidInputError(
             f"cannot write {path}: {error.strerror or error}",
             need="a folder that can be written, with space left",
-            hint="choose another folder with --out, or free space",
+            hint="choose another folder with --out (train: --run), or free space",
         ) from error
     finally:  # nothing is left of it after a replace, nor to be left after a failure or Ctrl-C
         if temporary:

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rightbatch.core.errors import InvalidInputError, MeasurementError
+from rightbatch.core.notebook import Shown
 from rightbatch.core.samples import GradientSample
 from rightbatch.fit.intervals import NORMAL_QUANTILE, fieller_ratio, log_error_of_ratio
 
@@ -27,7 +28,7 @@ MIN_SAMPLES = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NoiseScale:
+class NoiseScale(Shown):
     """An estimate of B_simple with its 90 % interval, in examples."""
 
     examples_seen: int

@@ -94,15 +94,14 @@ def measure_signal(
         gradients.append(found)
     last = gradients[-1]
     mixed = law.mixed
-    correlated = mixed.positions > 1
     return Signal(
         task=task.name,
         positive_fraction=law.positive_fraction,
         positives_per_example=mixed.mean,
         positions_per_example=mixed.positions,
         examples_without=mixed.none,
-        design_effect=law.design_effect if correlated else None,
-        correlation=law.correlation if correlated else None,
+        design_effect=law.design_effect if mixed.positions > 1 else None,
+        correlation=law.correlation,
         counts_evidence="measured" if counted else "derived",
         examples_counted=counted,
         updates=tuple(_update(law, size, last) for size in batch_sizes),

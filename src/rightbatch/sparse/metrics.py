@@ -108,7 +108,7 @@ def calibration(probabilities: Values, positives: Values, num_bins: int = 20) ->
         raise InvalidInputError(found, need=need, hint="apply sigmoid or softmax to logits first")
     order = np.argsort(probabilities, kind="stable")
     p, y = probabilities[order].astype(np.float64), positives[order].astype(np.float64)
-    half = max(num_bins // 2, 1)
+    half = min(num_bins // 2, len(p))  # more would leave the last one empty
     edges = [round(len(p) * k / half) for k in range(half + 1)]
     top = np.cumsum(y[edges[-2] :])
     wanted = top[-1] * np.arange(1, num_bins - half + 1) / (num_bins - half + 1)

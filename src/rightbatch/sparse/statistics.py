@@ -110,8 +110,10 @@ class SamplingLaw:
         return mixed.variance / (mixed.positions * p * (1 - p))
 
     @property
-    def correlation(self) -> float:
-        """Between the labels of two positions of one window."""
+    def correlation(self) -> float | None:
+        """Between the labels of two positions of one window; None where windows hold one or fewer."""
+        if self.mixed.positions <= 1:
+            return None
         return (self.design_effect - 1) / (self.mixed.positions - 1)
 
     def batch(self, batch_size: int) -> BatchSignal:

@@ -281,6 +281,6 @@ def _as_loss(value: Any, batch: Any, num_examples: int | None, returned: str) ->
             hint="sum the per-target losses: rb.Loss(losses.sum(), losses.numel())",
         )
     if isinstance(value, Loss):
-        return value
+        return value if total.dim() == 0 else Loss(total.reshape(()), value.count)
     count = batch_examples(batch) if num_examples is None else num_examples
     return Loss(total.reshape(()) * count, count)

@@ -32,7 +32,8 @@ _CAUSES: dict[str, tuple[str, str]] = {
     "loss": (
         "the loss",
         "return rb.Loss(total, count) over the targets that count; a loss that compares the examples of"
-        " a batch needs them in one micro-batch",
+        " a batch needs them in one micro-batch; padding, as long as a micro-batch's longest example"
+        " wants it, must be masked in model and loss",
     ),
     "batch-norm": (
         "BatchNorm, which normalises over a micro-batch",
@@ -152,10 +153,10 @@ def measure_drifts(
 
 
 def _sentence(drift: Drift) -> str:
-    text = f"{drift.value:.1%} by {_CAUSES[drift.cause][0]}"
+    text = f"{100 * drift.value:.3g}% by {_CAUSES[drift.cause][0]}"
     if drift.chance <= TOLERANCE:
         return text
-    return f"{text} (two passes of the one batch differ by {drift.chance:.1%})"
+    return f"{text} (two passes of the one batch differ by {100 * drift.chance:.3g}%)"
 
 
 def _set_training(modules: list[nn.Module], is_training: bool) -> None:

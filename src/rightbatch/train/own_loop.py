@@ -8,7 +8,9 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
+from torch.utils.data import DataLoader
 
+from rightbatch.core.errors import InvalidInputError
 from rightbatch.core.plan import Plan
 from rightbatch.tasks.build import batch_examples
 from rightbatch.train.accumulate import WindowGradient, accumulate_pieces
@@ -61,7 +63,20 @@ def windows(loader: Iterable[Any], plan: Plan) -> Iterator[OwnWindow]:
             windows follow the sampler; any other is one epoch, and every ``accumulation_steps`` of
             its batches make an update.
         plan: gives the accumulation steps.
+
+    Raises:
+        InvalidInputError: a ``DataLoader`` whose batches are no micro-batches of the plan, so that
+            updates would be of another global batch.
     """
+    size = loader.batch_size if isinstance(loader, DataLoader) else None
+    if size is not None and size != plan.micro_batch_size:
+        found = f"a loader with batch_size = {size}, and a plan of {plan.split}"
+        hint = f"DataLoader(..., batch_size={plan.micro_batch_size}), or change the plan's split"
+        raise InvalidInputError(found, need="the plan's micro-batches", hint=hint)
+    return _windows(loader, plan)
+
+
+def _windows(loader: Iterable[Any], plan: Plan) -> Iterator[OwnWindow]:
     batches = iter(loader)
     sampler = getattr(loader, "batch_sampler", None)
     if isinstance(sampler, MicroBatches):

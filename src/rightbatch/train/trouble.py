@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -106,13 +107,16 @@ def find_suspects(
 ) -> tuple[int, ...]:
     """Indices of an update's examples whose loss is not finite one by one, in evaluation mode.
 
-    Where none is, all of the update's: then they do it together, or the gradient does.
+    Where none is, all of the update's: then they do it together, or the gradient does. So it is too
+    where one example cannot be looked at by itself, by a model that squeezes a batch of 1, say.
     """
     order = windows.order(window.epoch)[window.start : window.start + window.num_examples]
     indices = tuple(int(index) for index in order)
+    bad: tuple[int, ...] = ()
     model.eval()
     try:
-        with torch.no_grad():
+        # The run has diverged, whatever a forward does that training itself never makes.
+        with torch.no_grad(), suppress(Exception):
             bad = tuple(
                 index
                 for index in indices[:_MOST_SUSPECTS]

@@ -59,7 +59,7 @@ def test_a_folder_that_cannot_be_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InvalidInputError, match="need a folder that can be written") as caught:
         write_text(tmp_path / "file" / "plan.toml", "")
-    assert "--out" in caught.value.hint
+    assert "--out (train: --run)" in caught.value.hint
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes anywhere")

@@ -106,6 +106,18 @@ def test_calibrated_probabilities_have_no_error_and_scaled_ones_have_theirs() ->
     assert wrong.error == pytest.approx(p.mean() / 2, rel=0.1)
 
 
+@pytest.mark.parametrize("num_predictions", range(2, 12))
+@pytest.mark.parametrize("num_bins", [2, 3, 20, 51])
+def test_fewer_predictions_than_bins_are_all_counted(num_predictions: int, num_bins: int) -> None:
+    probabilities = np.linspace(0.1, 0.9, num_predictions)
+    positives = np.arange(num_predictions) == num_predictions - 1
+    found = calibration(probabilities, positives, num_bins)
+    assert (found.counts.sum(), found.counts.min() > 0) == (num_predictions, True)
+    assert len(found.counts) <= min(num_bins, num_predictions)
+    assert found.counts @ found.observed == pytest.approx(1)
+    assert found.ratio == pytest.approx(probabilities.sum())
+
+
 def test_the_bins_are_finest_where_the_positives_are() -> None:
     g = np.random.default_rng(0)
     p = g.beta(0.02, 5, 100_000)

@@ -77,6 +77,11 @@ def test_independent_positions_have_a_design_effect_of_one() -> None:
     assert signal.probability_none == pytest.approx(signal.probability_none_if_independent, rel=0.1)
 
 
+def test_windows_of_one_position_have_no_correlation_within() -> None:
+    law = law_of_windows(RandomWindows(genes(), window=1, num_windows=1))
+    assert law.correlation is None
+
+
 def test_the_law_of_examples_is_that_of_their_counts() -> None:
     tiles = TiledWindows(genes(), window=120)
     law = law_of_labels(tiles[i][1] for i in range(len(tiles)))

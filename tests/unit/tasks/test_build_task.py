@@ -187,6 +187,11 @@ def test_a_plain_mean_is_weighted_by_its_examples() -> None:
     assert (loss.total.shape, float(loss.total), loss.count) == (torch.Size([]), 10.0, 4)
 
 
+def test_a_sum_of_shape_1_is_taken_as_the_number_that_it_is() -> None:
+    loss = compute_loss(lambda *_: Loss(torch.tensor([2.5]), 2), nn.Identity(), None, 4)
+    assert (loss.total.shape, float(loss.total), loss.count) == (torch.Size([]), 2.5, 2)
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [

@@ -13,7 +13,7 @@ import tiny
 from rightbatch.core.errors import InvalidTaskError
 from rightbatch.core.finding import Finding
 from rightbatch.core.plan import Plan
-from rightbatch.tasks.task import Task
+from rightbatch.tasks.task import Loss, Task
 from rightbatch.train.accumulate import accumulate
 from rightbatch.train.exact import check_accumulation, measure_drifts, split_sizes
 
@@ -46,6 +46,18 @@ def test_a_mean_over_part_of_a_batch_and_a_coupled_loss_are_found(loss: Any) -> 
     found = causes(tiny.task(loss=loss))
     assert set(found) == {"loss"}
     assert found["loss"] > 0.01
+
+
+def test_a_small_drift_is_not_printed_as_none() -> None:
+    def coupled(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Loss:
+        loss = tiny.squared_error(model, batch)
+        return Loss(loss.total * (1 + 1e-8 * len(batch[1])), loss.count)
+
+    finding = check_accumulation(tiny.task(loss=coupled))
+    assert finding is not None
+    value = finding.drifts[0].value
+    assert 1e-9 < value < 1e-7
+    assert f"{100 * value:.3g}% by the loss" in finding.found
 
 
 def test_batch_norm_is_named_with_its_drift() -> None:

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 import rightbatch as rb
 import tiny
+from rightbatch.core.errors import InvalidInputError
 from rightbatch.core.plan import Plan
 from rightbatch.core.recipe import Recipe
 from rightbatch.train.loop import train
@@ -41,6 +42,14 @@ def test_every_window_of_a_plain_loader_has_the_gradient_of_its_examples() -> No
         torch.testing.assert_close(found, gradient(model), rtol=1e-5, atol=1e-6)
         assert told.mean == pytest.approx(float(loss.total.detach()) / len(rows), rel=1e-5)
         assert [len(batch[0]) for batch in window][-1] in {5, 3}
+
+
+def test_a_loader_of_whole_batches_is_refused_before_updates_become_larger_than_planned() -> None:
+    with pytest.raises(
+        InvalidInputError, match="batch_size = 20, and a plan of micro 5 x acc"
+    ) as error:
+        windows(DataLoader(tiny.data(48), batch_size=20), PLAN)
+    assert error.value.hint.startswith("DataLoader(..., batch_size=5)")
 
 
 def test_a_loop_of_ones_own_over_the_sampler_trains_as_train_does(tmp_path: Path) -> None:

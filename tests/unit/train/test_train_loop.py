@@ -208,6 +208,22 @@ def test_running_statistics_of_a_diverged_update_are_not_kept(tmp_path: Path) ->
     assert state["1.num_batches_tracked"] == 2
 
 
+class Squeezing(nn.Linear):
+    """Cannot take one example alone, which its ``squeeze`` leaves without a row."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).squeeze()[:, None]
+
+
+def test_a_run_has_diverged_where_its_examples_cannot_be_looked_at_one_by_one(tmp_path: Path) -> None:
+    data = tiny.data()
+    data.tensors[0][20] = math.inf
+    task = tiny.task(model=lambda: Squeezing(3, 1), train_data=data)
+    run = train(task, plan(sampler="sequential"), tmp_path)  # example 20 is of update 3
+    assert (run.outcome, run.updates) == (Outcome.DIVERGED, 2)
+    assert run.suspects == tuple(range(16, 24))
+
+
 class Running(nn.Linear):
     """Puts another tensor in its buffer's place in every update."""
 
