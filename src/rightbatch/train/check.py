@@ -52,7 +52,7 @@ def check_plan(task: Task, plan: Plan) -> Plan:
         found = (
             f"global batch {plan.global_batch_size} with {task.num_train_examples} training examples"
         )
-        hint = "lower global_batch_size in the plan"
+        hint = "lower global_batch_size in the plan, or batch_size in the recipe"
         raise InvalidInputError(found, need="a batch no larger than the data", hint=hint)
     if plan.schedule == "plateau" and task.valid_data is None:
         found, hint = "schedule plateau without valid_data", "use step, cosine or linear"
