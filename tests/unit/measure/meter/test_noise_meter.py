@@ -254,6 +254,32 @@ def test_adams_preconditioner_weights_both_norms() -> None:
         assert "preconditioned" not in meter.estimate(preconditioned=False).source
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_complex_weight_counts_as_the_pair_of_numbers_that_it_is(accumulate: int) -> None:
+    class Spectral(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(X.shape[1] // 2 + 1, dtype=torch.cfloat))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.fft.irfft(torch.fft.rfft(x) * self.weight, n=x.shape[1])
+
+    model = Spectral()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    with rb.NoiseMeter(model, optimizer, period=1) as meter:
+        for _ in range(5):
+            optimizer.zero_grad()
+            for rows in torch.arange(16).chunk(accumulate):
+                (model(X[rows]).square().sum(1).mean() / accumulate).backward()
+            meter.update()
+            optimizer.step()
+    last, gradient = meter.samples[-1], model.weight.grad
+    assert gradient is not None
+    assert last.big_sq_norm == pytest.approx(float(gradient.abs().square().sum()), rel=1e-5)
+    assert last.small_sq_norm > last.big_sq_norm
+    assert "preconditioned" in meter.estimate().source
+
+
 def _weighted_square(model: nn.Module, optimizer: torch.optim.Optimizer) -> float:
     total = 0.0
     for p in model.parameters():
