@@ -186,14 +186,22 @@ def _sq_norm(gradients: Sequence[Tensor]) -> Tensor:
 def adam_preconditioner(model: nn.Module, optimizer: Optimizer) -> list[Tensor] | None:
     """1 / (sqrt(v) + eps) for each trainable parameter, frozen; None without second moments.
 
-    ``v`` is bias-corrected as Adam does it (Kingma and Ba 2015, Algorithm 1).
+    ``v`` is bias-corrected as Adam does it (Kingma and Ba 2015, Algorithm 1). A parameter that never
+    had a gradient, such as a head that the loss does not use, has no ``v`` yet and is left out, by 0.
     """
-    weights: list[Tensor] = []
+    trained = [p for p in model.parameters() if p.requires_grad]
     options = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-    for parameter in (p for p in model.parameters() if p.requires_grad):
-        state = optimizer.state.get(parameter, {})
-        if "exp_avg_sq" not in state:
-            return None
+    states = [optimizer.state.get(p, {}) for p in trained]
+    moved = [state for state in states if state]
+    if not moved or any("exp_avg_sq" not in state for state in moved):
+        return None
+    if any(id(p) not in options for p in trained):
+        return None  # what another optimizer does with it is not known
+    weights: list[Tensor] = []
+    for parameter, state in zip(trained, states, strict=True):
+        if not state:
+            weights.append(torch.zeros_like(in_reals(parameter), dtype=torch.float64))
+            continue
         group = options[id(parameter)]
         correction = 1 - group["betas"][1] ** float(state["step"])
         moments = in_reals(state["exp_avg_sq"]).double() / correction
