@@ -224,6 +224,25 @@ def test_adams_preconditioner_is_its_own_denominator() -> None:
     assert adam_preconditioner(net(), torch.optim.SGD(model.parameters(), lr=0.1)) is None
 
 
+def test_a_parameter_that_the_loss_does_not_use_is_left_out_of_adams_preconditioner() -> None:
+    model = nn.ModuleDict({"used": nn.Linear(3, 2), "unused": nn.Linear(2, 2)})
+    optimizer = torch.optim.Adam(model.parameters())
+    model["used"](torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    weights = adam_preconditioner(model, optimizer)
+    assert weights is not None
+    assert [bool(w.any()) for w in weights] == [True, True, False, False]
+    assert [w.shape for w in weights] == [p.shape for p in model.parameters()]
+
+
+def test_an_optimizer_of_a_part_of_the_model_gives_no_preconditioner() -> None:
+    model = nn.ModuleDict({"used": nn.Linear(3, 2), "moved by another": nn.Linear(3, 2)})
+    optimizer = torch.optim.Adam(model["used"].parameters())
+    sum(layer(torch.ones(1, 3)).sum() for layer in model.values()).backward()
+    optimizer.step()
+    assert adam_preconditioner(model, optimizer) is None
+
+
 def test_gradients_of_one_or_three_give_a_ratio_of_exactly_one_quarter() -> None:
     # G = 2, so |G|^2 = 4; the variance is 1. Over all draws of two the averages are exact.
     class Weight(nn.Module):

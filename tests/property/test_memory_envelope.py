@@ -10,14 +10,14 @@ from rightbatch.core.samples import MemoryTrace
 from rightbatch.fit.memory_law import fit_law
 from rightbatch.fit.memory_model import fit_memory_model
 
-Storage = tuple[int, int, int]
+Storage = tuple[int, int, int, int]
 SIZES = (1, 2, 3, 5, 7, 16, 17, 100, 999, 4096, 100_003)
 
 
 def streams(degree: int) -> st.SearchStrategy[list[tuple[Storage, bool]]]:
-    """Storages of size c0 + c1 b + c2 b^2, each freed at once or never."""
-    square = st.integers(0, 9) if degree == 2 else st.just(0)
-    storage = st.tuples(st.integers(0, 5000), st.integers(0, 300), square)
+    """Storages of size c0 + c1 b + c2 b^2 + c3 b^3, each freed at once or never."""
+    square, cube = (st.integers(0, 9) if degree >= power else st.just(0) for power in (2, 3))
+    storage = st.tuples(st.integers(0, 5000), st.integers(0, 300), square, cube)
     return st.lists(st.tuples(storage, st.booleans()), min_size=1, max_size=30)
 
 
@@ -25,8 +25,8 @@ def write(stream: list[tuple[Storage, bool]], size: int) -> MemoryTrace:
     """Births in order; the storages that die do so one step late, so that lives overlap."""
     deltas: list[int] = []
     waiting = 0
-    for (c0, c1, c2), dies in stream:
-        nbytes = c0 + c1 * size + c2 * size * size
+    for (c0, c1, c2, c3), dies in stream:
+        nbytes = c0 + c1 * size + c2 * size**2 + c3 * size**3
         deltas += [nbytes, -waiting]
         waiting = nbytes if dies else 0
     n = len(deltas)
@@ -62,6 +62,15 @@ def test_two_sizes_give_the_peak_of_every_other(stream: list[tuple[Storage, bool
 @given(stream=streams(degree=2))
 def test_four_sizes_give_the_peak_of_a_quadratic_step(stream: list[tuple[Storage, bool]]) -> None:
     law = fit_law([write(stream, b) for b in (2, 3, 4, 16)])
+    expected = [brute_force_peak(stream, b) for b in SIZES]
+    assert [law.peak_bytes(b) for b in SIZES] == expected
+    assert law.peaks_bytes(np.array(SIZES)).tolist() == expected
+
+
+@settings(deadline=None)
+@given(stream=streams(degree=3))
+def test_five_sizes_give_the_peak_of_a_cubic_step(stream: list[tuple[Storage, bool]]) -> None:
+    law = fit_law([write(stream, b) for b in (2, 3, 4, 5, 64)])
     expected = [brute_force_peak(stream, b) for b in SIZES]
     assert [law.peak_bytes(b) for b in SIZES] == expected
     assert law.peaks_bytes(np.array(SIZES)).tolist() == expected

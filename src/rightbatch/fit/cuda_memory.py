@@ -2,7 +2,7 @@
 
 The trace gives what tensors ask for. Here it passes through the caching allocator, together with the
 workspaces that cuBLAS takes from it, and the CUDA context is added as a range. A trace at the size
-in question is best; from aligned traces at two sizes (three where examples meet each other) the
+in question is best; from aligned traces at two sizes (four where examples meet each other) the
 stream at any other size follows event by event, as in ``memory_law``.
 """
 
@@ -19,7 +19,7 @@ from rightbatch.core.samples import MemoryTrace
 from rightbatch.core.units import format_bytes
 from rightbatch.fit.allocator_blocks import Block
 from rightbatch.fit.caching_allocator import AllocatorOptions, CachingAllocator
-from rightbatch.fit.memory_law import LARGEST_SIZE, signature
+from rightbatch.fit.memory_law import LARGEST_SIZE, MAX_DEGREE, signature
 
 CONTEXT_BYTES = (300_000_000, 600_000_000)
 """What the driver takes for the CUDA context and the kernels loaded so far, least and most seen."""
@@ -178,7 +178,7 @@ def largest_micro_batch(
     answer may fit as well.
 
     Args:
-        traces: aligned ones at two or three sizes.
+        traces: aligned ones at two to four sizes.
         memory_bytes: of the device; the upper end of the context's range is taken off.
         capability: compute capability.
         options: of the allocator, its capacity aside.
@@ -245,7 +245,7 @@ def changes_at(
 
 
 def _stream_at(traces: Sequence[MemoryTrace], size: int) -> tuple[MemoryTrace, Sequence[int]]:
-    """The trace of a size, or the polynomial through each event of two or three other sizes.
+    """The trace of a size, or the polynomial through each event of two to four other sizes.
 
     Raises:
         MeasurementError: as ``changes_at`` says.
@@ -257,8 +257,9 @@ def _stream_at(traces: Sequence[MemoryTrace], size: int) -> tuple[MemoryTrace, S
     if size in by_size:
         return by_size[size], by_size[size].delta_bytes
     sizes = [b for b in by_size if b > 1] or list(by_size)  # a lone example skips copies
-    sizes = [*sizes[:1], *sizes[len(sizes) // 2 : len(sizes) // 2 + 1], *sizes[-1:]]
-    anchors = [by_size[b] for b in dict.fromkeys(sizes)]
+    last = len(sizes) - 1
+    places = dict.fromkeys(last * k // MAX_DEGREE for k in range(MAX_DEGREE + 1))
+    anchors = [by_size[sizes[place]] for place in places]
     if len(anchors) < 2 or len({(signature(t), t.storage) for t in anchors}) > 1:
         found = f"traces at sizes {', '.join(map(str, by_size))} that do not align"
         hint = f"trace size {size} itself"

@@ -46,24 +46,24 @@ class Fitted:
         return max(_CAUTION * self.miss, self.slope_share, rounding)
 
 
-def is_curved(shapes: Fitted | None) -> bool | None:
-    """Whether sizes inside the step grow with the square of the batch; None where fakes do not say."""
+def degree_of(shapes: Fitted | None) -> int | None:
+    """Highest power of the batch that sizes inside the step grow with; None where fakes do not say."""
     if shapes is None or shapes.residual_bytes:
         return None
-    return any(law.degree > 1 for law in shapes.laws)
+    return max(law.degree for law in shapes.laws)
 
 
-def fit_families(traces: Sequence[MemoryTrace], *, curved: bool | None) -> Fitted:
+def fit_families(traces: Sequence[MemoryTrace], *, degree: int | None) -> Fitted:
     """Fit each family of aligned streams; the line through the peaks where that describes them better.
 
     Args:
         traces: of one source, in order of size.
-        curved: as ``fit_law`` takes it.
+        degree: as ``fit_law`` takes it.
     """
     families: defaultdict[tuple[object, ...], list[MemoryTrace]] = defaultdict(list)
     for trace in traces:
         families[signature(trace)].append(trace)
-    laws = [law for family in families.values() if len(family) >= 2 for law in _split(family, curved)]
+    laws = [law for family in families.values() if len(family) >= 2 for law in _split(family, degree)]
     fitted = _judge(traces, laws, 0.0) if laws else None
     if fitted is not None and fitted.miss <= _TOLERATED:
         return fitted
@@ -107,13 +107,13 @@ def _law_of_one(trace: MemoryTrace) -> Law:
     )
 
 
-def _split(family: Sequence[MemoryTrace], curved: bool | None) -> list[Law]:
+def _split(family: Sequence[MemoryTrace], degree: int | None) -> list[Law]:
     """One law, or one for small and one for large sizes where storages change their formula."""
-    law = fit_law(family, curved=curved)
+    law = fit_law(family, degree=degree)
     if len(family) < 4 or _judge(family, [law], 0.0).miss <= _TOLERATED:
         return [law]
     half = len(family) // 2
-    return [*_split(family[:half], curved), *_split(family[half:], curved)]
+    return [*_split(family[:half], degree), *_split(family[half:], degree)]
 
 
 def _judge(traces: Sequence[MemoryTrace], laws: Sequence[Law], slope_share: float) -> Fitted:

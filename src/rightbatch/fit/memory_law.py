@@ -1,7 +1,7 @@
 """The exact law of peak memory against micro-batch size, from streams that align.
 
-Every storage of a step has a size that is a polynomial in the batch size b: affine, or quadratic
-where examples meet each other. So is the live memory m_k(b) after each event k, and the peak is
+The size of every storage is a polynomial in the batch size b: affine, quadratic where pairs of
+examples meet, cubic where triples do. So is the live memory m_k(b) after each event k; the peak is
 
     peak(b) = max_k m_k(b)
 
@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +25,11 @@ Ints = NDArray[np.int64]
 
 LARGEST_SIZE = 2**20
 """Micro-batch sizes beyond this are never asked for; the envelope is built up to here."""
+MAX_DEGREE = 3
 _INT64_SAFE = 2**62
+_FINEST = 2**20
+# Two roots that meet come out as a pair beside the real axis; one too many costs a look, no more.
+_NEARLY_REAL = 1e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +39,7 @@ class Piece:
     first_size: int
     """Smallest micro-batch size of the piece; it ends where the next begins."""
     coefficients: tuple[int, ...]
-    """Of b**0, b**1, b**2, over the law's denominator, in bytes."""
+    """Of b**0, b**1 and so on, over the law's denominator, in bytes."""
     parts: dict[Owner, tuple[int, ...]]
     """The same for each owner; they sum to ``coefficients``."""
     phase: str
@@ -93,26 +99,27 @@ def signature(trace: MemoryTrace) -> tuple[object, ...]:
     return (trace.source, trace.operators, trace.operator, trace.phase, falls.tobytes())
 
 
-def fit_law(traces: Sequence[MemoryTrace], *, curved: bool | None = None) -> Law:
+def fit_law(traces: Sequence[MemoryTrace], *, degree: int | None = None) -> Law:
     """Interpolate aligned traces event by event and take the upper envelope.
 
     The outermost sizes fix the coefficients, so that storages which libraries round up to whole
-    pages bend the slope least. A parabola meets any three sizes, so rounding looks like one: it is
-    taken only where something else vouches for it.
+    pages bend the slope least. A parabola meets any three sizes and a cubic any four, so rounding
+    looks like one: it is taken only where something else vouches for it.
 
     Args:
         traces: at least two, aligned, of different sizes.
-        curved: whether sizes inside the step grow with the square of the batch size; None is not
-            known, and a parabola has to meet a fourth size to the byte.
+        degree: highest power of the batch size that sizes inside the step are known to grow with. A
+            higher one has to meet one more size to the byte; where the known one is 1 there is none.
     """
     ordered = sorted(traces, key=lambda t: t.micro_batch_size)
     sizes = np.array([t.micro_batch_size for t in ordered])
     deltas = np.array([t.delta_bytes for t in ordered], dtype=np.int64)
-    rows, parabola = [0, len(sizes) - 1], [0, len(sizes) // 2, len(sizes) - 1]
-    if len(sizes) >= 3 and curved is not False:
-        error = _largest_error(sizes, deltas, parabola)
-        vouched = curved or (len(sizes) >= 4 and error < 1)
-        rows = parabola if vouched and error < _largest_error(sizes, deltas, rows) else rows
+    rows = [0, last := len(sizes) - 1]
+    for power in range(2, min(last, 1 if degree == 1 else MAX_DEGREE) + 1):
+        anchors = [-(-last * k // power) for k in range(power + 1)]
+        error = _largest_error(sizes, deltas, anchors)
+        vouched = power <= (degree or 1) or (last > power and error < 1)
+        rows = anchors if vouched and error < _largest_error(sizes, deltas, rows) else rows
     coefficients, denominator = _interpolate(sizes[rows].tolist(), deltas[rows])
     pieces, last_size = _pieces(ordered[-1], coefficients, smallest=int(sizes[0]))
     return Law(
@@ -230,28 +237,25 @@ def _interpolate(sizes: Sequence[int], deltas: Ints) -> tuple[Ints, int]:
     """Lagrange interpolation in integers.
 
     Args:
-        sizes: two or three different sizes.
+        sizes: two to four different sizes.
         deltas: bytes at each, shape [size, event].
 
     Returns:
-        Coefficients over a common denominator, shape [event, 3], and the denominator.
+        Coefficients over a common denominator, shape [event, 4], and the denominator.
     """
-    if len(sizes) == 2:
-        (b0, b1), (y0, y1) = sizes, deltas
-        denominator = b1 - b0
-        columns = [y0 * b1 - y1 * b0, y1 - y0, np.zeros_like(y0)]
-    else:
-        (b0, b1, b2), (y0, y1, y2) = sizes, deltas
-        denominator = (b1 - b0) * (b2 - b0) * (b2 - b1)
-        w0, w1, w2 = y0 * (b2 - b1), -y1 * (b2 - b0), y2 * (b1 - b0)
-        columns = [
-            w0 * b1 * b2 + w1 * b0 * b2 + w2 * b0 * b1,
-            -(w0 * (b1 + b2) + w1 * (b0 + b2) + w2 * (b0 + b1)),
-            w0 + w1 + w2,
-        ]
-    table = np.stack(columns, axis=1)
+    denominator = prod(c - b for b, c in combinations(sizes, 2))
+    table = np.zeros((deltas.shape[1], MAX_DEGREE + 1), dtype=object)  # Python's integers: no overflow
+    for b, row in zip(sizes, deltas, strict=True):
+        basis, others = [1], [c for c in sizes if c != b]
+        for c in others:  # times (x - c)
+            basis = [low - c * high for low, high in zip([0, *basis], [*basis, 0], strict=True)]
+        factor = denominator // prod(b - c for c in others)
+        table[:, : len(basis)] += np.outer(row.astype(object), [factor * k for k in basis])
     shared = int(np.gcd.reduce(np.append(table.ravel(), denominator)))
-    return table // shared, denominator // shared
+    table, denominator = table // shared, denominator // shared
+    if denominator > _FINEST:  # storages that libraries round: a part of a byte is enough
+        table, denominator = table * _FINEST // denominator, _FINEST
+    return table.astype(np.int64), denominator
 
 
 def _candidates(coefficients: Ints, smallest: int) -> NDArray[np.intp]:
@@ -263,14 +267,17 @@ def _candidates(coefficients: Ints, smallest: int) -> NDArray[np.intp]:
 
 
 def _horner(coefficients: Ints, sizes: Ints) -> Ints:
-    return (coefficients[..., 2] * sizes + coefficients[..., 1]) * sizes + coefficients[..., 0]
+    *lower, value = np.moveaxis(coefficients, -1, 0)
+    for column in reversed(lower):
+        value = value * sizes + column
+    return value
 
 
 def _last_safe_size(live: Ints) -> int:
     """Largest size, at most ``LARGEST_SIZE``, at which no sum overflows 64 bits."""
-    c0, c1, c2 = (int(c) for c in np.abs(live).max(axis=0))
+    largest = _as_ints(np.abs(live).max(axis=0))
     size = LARGEST_SIZE
-    while c0 + c1 * size + c2 * size**2 >= _INT64_SAFE:
+    while sum(c * size**power for power, c in enumerate(largest)) >= _INT64_SAFE:
         size //= 2
     return size
 
@@ -279,7 +286,7 @@ def _envelope(live: Ints, last_size: int) -> list[tuple[int, int]]:
     """Walk the sizes from 1 up: which row is largest, from which size on.
 
     Args:
-        live: polynomials, shape [candidate, 3].
+        live: polynomials, shape [candidate, 4].
         last_size: where to stop.
 
     Returns:
@@ -290,7 +297,7 @@ def _envelope(live: Ints, last_size: int) -> list[tuple[int, int]]:
     while size <= last_size:
         values = _horner(live, np.full(len(live), size))
         ties = np.flatnonzero(values == values.max())
-        winner = int(ties[np.lexsort((live[ties, 1], live[ties, 2]))[-1]])
+        winner = int(ties[np.lexsort(live[ties, 1:].T)[-1]])
         if not found or (live[found[-1][1]] != live[winner]).any():
             found.append((size, winner))
         size = max(size + 1, _next_crossing(live - live[winner], size, last_size))
@@ -299,8 +306,10 @@ def _envelope(live: Ints, last_size: int) -> list[tuple[int, int]]:
 
 def _next_crossing(gaps: Ints, size: int, last_size: int) -> int:
     """A size at or just below the first one after ``size`` at which some gap is positive."""
-    c0, c1, c2 = gaps.astype(np.float64).T
-    roots: list[NDArray[np.float64]] = []
+    cubic = gaps[:, 3] != 0
+    found = [np.roots(row[::-1]) for row in gaps[cubic].astype(np.float64)]
+    roots = [r.real[np.abs(r.imag) <= _NEARLY_REAL * np.abs(r)] for r in found]
+    c0, c1, c2, _ = gaps[~cubic].astype(np.float64).T
     line = c2 == 0
     with np.errstate(divide="ignore", invalid="ignore"):
         roots.append(np.where(line & (c1 > 0), -c0 / c1, np.inf))

@@ -17,7 +17,7 @@ import numpy as np
 
 from rightbatch.core.errors import InfeasibleError, InvalidInputError, MeasurementError
 from rightbatch.core.samples import MemoryTrace, Owner
-from rightbatch.fit.memory_families import fit_families, is_curved, with_lone
+from rightbatch.fit.memory_families import degree_of, fit_families, with_lone
 from rightbatch.fit.memory_law import Ints, Law
 from rightbatch.fit.shortfall import shortfall
 
@@ -209,9 +209,9 @@ def fit_memory_model(traces: Sequence[MemoryTrace]) -> MemoryModel:
         found = f"{len(fakes)} fake and {len(kernels)} real memory trace(s)"
         raise MeasurementError(found, need="two sizes of one kind", hint="trace sizes 2 and 3")
     shapes = (
-        fit_families(fakes, curved=True) if len(fakes) >= 2 else None
+        fit_families(fakes, degree=2) if len(fakes) >= 2 else None
     )  # whole polynomials, no rounding
-    fitted = fit_families(kernels, curved=is_curved(shapes)) if real or shapes is None else shapes
+    fitted = fit_families(kernels, degree=degree_of(shapes)) if real or shapes is None else shapes
     scans = [trace.worst_case.caveats for trace in (*fakes, *kernels) if trace.worst_case]
     told = [*scans, *(trace.caveats for trace in (*fakes, *kernels))]
     caveats = list(dict.fromkeys(text for texts in told for text in texts))

@@ -11,7 +11,7 @@ from rightbatch.core.samples import MemoryTrace, ModeSamples
 from rightbatch.core.work import StepWork
 from rightbatch.measure.budget import Budget
 from rightbatch.measure.memory import trace_cuda
-from rightbatch.measure.memory.ladder import check_growth, trace_lone
+from rightbatch.measure.memory.ladder import check_growth, degree_of, trace_lone
 from rightbatch.measure.memory.options import AS_TODAY, StepOptions
 from rightbatch.measure.memory.steps import caller_untouched
 from rightbatch.measure.memory.worst_case import find_worst_case, with_examples
@@ -21,8 +21,8 @@ from rightbatch.tasks.build import build_model, smallest_micro_batch
 from rightbatch.tasks.task import Task
 from rightbatch.tasks.where import at, raised_at
 
-# Two sizes give every allocation's line; the third shows, and then gives, a curve.
-_SIZES = (2, 3, 5)
+# Two sizes give every allocation's line; the third shows a curve, and the fourth gives it.
+_SIZES, _CURVED = (2, 3, 5), 9
 # Work is a line in the batch size, and a roofline bends in few places: sizes lie so far apart.
 SPACING, LARGEST, FEWEST = 4, 4096, 3
 OPTIMIZER = frozenset({"setup", "optimizer"})
@@ -48,6 +48,8 @@ def trace_accelerator(
 
     try:
         traces = [trace(size) for size in _SIZES]
+        if degree_of(traces) > 1:
+            traces.append(trace(_CURVED))
     except RightBatchError:
         raise
     except Exception as error:  # whatever the user's code raises on tensors without values

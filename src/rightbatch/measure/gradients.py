@@ -88,7 +88,8 @@ def sample_gradients(
         raise MeasurementError(
             found, need="finite gradients", hint="lower Recipe.lr: training diverges"
         )
-    for parameter, gradient in zip(parameters, whole.total, strict=True):
+    for parameter, total in zip(parameters, whole.total, strict=True):
+        gradient = torch.view_as_complex(total) if parameter.is_complex() else total
         # Some optimizers take sparse gradients only.
         is_sparse = parameter.grad is not None and parameter.grad.is_sparse
         parameter.grad = gradient.to_sparse(1) if is_sparse else gradient
@@ -132,7 +133,7 @@ def _gradients(
     )
     trained = [p for p in model.parameters() if p.requires_grad]
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad.to_dense() for p in trained]
-    return gradients, float(found.count)
+    return [in_reals(g) for g in gradients], float(found.count)
 
 
 class _SquaredNorms:
@@ -171,6 +172,11 @@ def _sparse_norms(
     )
 
 
+def in_reals(tensor: Tensor) -> Tensor:
+    """A complex tensor as pairs of real numbers, [..., 2]; a real one as it is."""
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
 def _sq_norm(gradients: Sequence[Tensor]) -> Tensor:
     """Sum of squares over all tensors, in float64; shape []."""
     norms = [torch.linalg.vector_norm(g, dtype=torch.float64) for g in gradients]
@@ -180,17 +186,26 @@ def _sq_norm(gradients: Sequence[Tensor]) -> Tensor:
 def adam_preconditioner(model: nn.Module, optimizer: Optimizer) -> list[Tensor] | None:
     """1 / (sqrt(v) + eps) for each trainable parameter, frozen; None without second moments.
 
-    ``v`` is bias-corrected as Adam does it (Kingma and Ba 2015, Algorithm 1).
+    ``v`` is bias-corrected as Adam does it (Kingma and Ba 2015, Algorithm 1). A parameter that never
+    had a gradient, such as a head that the loss does not use, has no ``v`` yet and is left out, by 0.
     """
-    weights: list[Tensor] = []
+    trained = [p for p in model.parameters() if p.requires_grad]
     options = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-    for parameter in (p for p in model.parameters() if p.requires_grad):
-        state = optimizer.state.get(parameter, {})
-        if "exp_avg_sq" not in state:
-            return None
+    states = [optimizer.state.get(p, {}) for p in trained]
+    moved = [state for state in states if state]
+    if not moved or any("exp_avg_sq" not in state for state in moved):
+        return None
+    if any(id(p) not in options for p in trained):
+        return None  # what another optimizer does with it is not known
+    weights: list[Tensor] = []
+    for parameter, state in zip(trained, states, strict=True):
+        if not state:
+            weights.append(torch.zeros_like(in_reals(parameter), dtype=torch.float64))
+            continue
         group = options[id(parameter)]
         correction = 1 - group["betas"][1] ** float(state["step"])
-        weights.append(1 / ((state["exp_avg_sq"].double() / correction).sqrt() + group["eps"]))
+        moments = in_reals(state["exp_avg_sq"]).double() / correction
+        weights.append(1 / (moments.sqrt() + group["eps"]))
     return weights
 
 

@@ -22,9 +22,11 @@ WORKSPACE = cublas_workspace_bytes((8, 0))
 FIXED, EACH = 3 * MIB, 5 * MIB + 100
 
 
-def trace(size: int, *, square: int = 0, products: bool = True, names: bool = True) -> MemoryTrace:
+def trace(
+    size: int, *, square: int = 0, cube: int = 0, products: bool = True, names: bool = True
+) -> MemoryTrace:
     """Weights, an activation that grows with the batch, a gradient, each dying but the first."""
-    activation = EACH * size + square * size**2
+    activation = EACH * size + square * size**2 + cube * size**3
     rows = [  # bytes, operator, phase, storage
         (FIXED, 0, 0, 0),
         (activation, 1, 1, 1),
@@ -86,6 +88,13 @@ def test_three_sizes_give_it_where_examples_meet_each_other() -> None:
     expected = changes_at([trace(100, square=12)], 100, (8, 0))
     assert changes_at(anchors, 100, (8, 0)) == expected
     assert changes_at(anchors[:2], 100, (8, 0)) != expected
+
+
+def test_four_sizes_give_it_where_three_examples_meet() -> None:
+    anchors = [trace(size, cube=12) for size in (2, 3, 5, 9)]
+    expected = changes_at([trace(100, cube=12)], 100, (8, 0))
+    assert changes_at(anchors, 100, (8, 0)) == expected
+    assert changes_at(anchors[:3], 100, (8, 0)) != expected
 
 
 def test_caveats_of_every_trace_are_passed_on() -> None:

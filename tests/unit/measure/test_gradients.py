@@ -9,6 +9,7 @@ from torch import nn
 import tiny
 from rightbatch.core.errors import MeasurementError
 from rightbatch.measure.gradients import (
+    adam_preconditioner,
     draw_examples,
     sample_gradients,
     split_evenly,
@@ -29,6 +30,34 @@ def test_a_batch_without_targets_is_refused_as_such() -> None:
     task = tiny.task(loss=nothing)
     with pytest.raises(MeasurementError, match="0 counted targets in 4 examples"):
         sample_gradients(task, tiny.linear(), [[0, 1], [2, 3]], examples_seen=0)
+
+
+class Spectral(nn.Module):
+    """A complex weight beside real ones, as Fourier layers have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(2, dtype=torch.cfloat))
+        self.head = nn.Linear(3, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.fft.irfft(torch.fft.rfft(x) * self.weight, n=3))
+
+
+def test_a_complex_gradient_counts_as_the_pair_of_numbers_that_it_is() -> None:
+    model, task = Spectral(), tiny.task()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    sample_gradients(task, model, [[0, 1], [2, 3]], examples_seen=0)
+    optimizer.step()
+    weights = adam_preconditioner(model, optimizer)
+    assert weights is not None
+    sample = sample_gradients(task, model, [[0, 1], [2, 3]], examples_seen=0, preconditioner=weights)
+    gradients = [p.grad for p in model.parameters()]
+    assert [g.dtype for g in gradients if g is not None] == [p.dtype for p in model.parameters()]
+    pairs = [torch.view_as_real(g) if g.is_complex() else g for g in gradients if g is not None]
+    assert sample.big_sq_norm == pytest.approx(sum(float(g.square().sum()) for g in pairs))
+    weighted = sum(float((g.square() * w).sum()) for g, w in zip(pairs, weights, strict=True))
+    assert sample.preconditioned_big_sq_norm == pytest.approx(weighted, rel=1e-5)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

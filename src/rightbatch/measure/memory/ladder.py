@@ -10,12 +10,15 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from math import prod
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rightbatch.core.errors import InvalidTaskError, MeasurementError, RightBatchError
 from rightbatch.core.samples import MemoryTrace
+from rightbatch.fit.memory_law import MAX_DEGREE
 from rightbatch.measure.memory.fake import trace_subject
 from rightbatch.measure.memory.kernels import trace_kernels
 from rightbatch.measure.memory.options import AS_TODAY, StepOptions
@@ -26,8 +29,8 @@ from rightbatch.tasks.task import Task
 from rightbatch.tasks.where import at, raised, raised_at
 
 # Two sizes give a line and a far one checks it: beside reading its examples, a fake trace costs the
-# same at any size. Where the check fails, a fourth gives the parabola something to be checked by.
-FAKE_SIZES = (2, 3, 64, 4)
+# same at any size. Where the check fails, a fourth checks the parabola, and then a fifth the cubic.
+FAKE_SIZES = (2, 3, 64, 4, 5)
 # Real steps start small. Each rung checks the law of the one below, and replaces it where that
 # fails, because kernels choose other algorithms for larger batches.
 KERNEL_RUNGS = (2, 16, 64, 256)
@@ -91,7 +94,7 @@ def iterate_memory_traces(
         task = with_examples(task, worst_case.indices)
         subject = build_subject(task, options)
     for size in FAKE_SIZES:
-        if len(fakes) == 3 and not is_curved(fakes):
+        if len(fakes) == degree_of(fakes) + 2:
             break
         if (
             size > KERNEL_RUNGS[1]
@@ -127,7 +130,7 @@ def iterate_memory_traces(
 
     if fakes and _SCRATCH * peak_bytes(fakes[0]) > affordable_bytes:
         return
-    group = 3 if is_curved(fakes) else 2
+    group = degree_of(fakes) + 1
     rungs = sorted({*(r for r in KERNEL_RUNGS if r <= largest), max(2, min(largest, KERNEL_RUNGS[1]))})
     small = dict[int, MemoryTrace]()
     for traced in _climb(trace, rungs, group, seconds, affordable_bytes):
@@ -203,28 +206,30 @@ def check_growth(traces: Sequence[MemoryTrace]) -> None:
 
 
 def follows(known: Sequence[MemoryTrace], new: MemoryTrace) -> bool:
-    """Whether a trace is what the line or parabola through ``known``, event by event, predicts."""
-    traces = [*known, new]
-    if len(known) < 2 or not _aligned(traces):
+    """Whether a trace is what the polynomial through ``known``, event by event, predicts."""
+    if len(known) < 2 or not _aligned([*known, new]):
         return False
-    sizes = [t.micro_batch_size for t in traces]
-    deltas = np.array([t.delta_bytes for t in known], dtype=np.float64)
-    predicted = np.zeros(deltas.shape[1])
-    for i, b in enumerate(sizes[:-1]):
-        weights = [(sizes[-1] - c) / (b - c) for c in sizes[:-1] if c != b]
-        predicted += float(np.prod(weights)) * deltas[i]
     actual = peak_bytes(new)
-    return abs(float(np.cumsum(predicted).max()) - actual) <= _AGREEMENT * actual
+    return abs(float(_predicted(known, new).max()) - actual) <= _AGREEMENT * actual
 
 
-def is_curved(traces: Sequence[MemoryTrace]) -> bool:
-    """Whether sizes of aligned traces leave the straight line; unknown counts as curved."""
-    if len(traces) < 3 or not _aligned(traces):
-        return True
-    sizes = [t.micro_batch_size for t in traces[:3]]
-    first, second, third = (np.array(t.delta_bytes) for t in traces[:3])
-    slopes = (second - first) * (sizes[2] - sizes[1]), (third - second) * (sizes[1] - sizes[0])
-    return bool((slopes[0] != slopes[1]).any())
+def degree_of(traces: Sequence[MemoryTrace]) -> int:
+    """Power of the batch size that sizes of traces grow with, to the byte; unknown counts as 2."""
+    if not traces or not _aligned(traces):
+        return 2
+    for degree in range(1, min(MAX_DEGREE, len(traces) - 2) + 1):
+        known, others = traces[: degree + 1], traces[degree + 1 :]
+        errors = [np.abs(_predicted(known, t) - np.cumsum(t.delta_bytes)).max() for t in others]
+        if max(errors) < 1:
+            return degree
+    return 3 if len(traces) == 4 else 2  # a parabola met three of them and no more
+
+
+def _predicted(known: Sequence[MemoryTrace], new: MemoryTrace) -> NDArray[np.float64]:
+    """Live bytes after each event of a trace by the polynomial through others."""
+    sizes, size = [t.micro_batch_size for t in known], new.micro_batch_size
+    shares = [prod((size - c) / (b - c) for c in sizes if c != b) for b in sizes]
+    return np.cumsum(np.array(shares) @ np.array([t.delta_bytes for t in known], dtype=np.float64))
 
 
 def peak_bytes(trace: MemoryTrace) -> int:

@@ -175,7 +175,7 @@ def largest_that_fits(  # noqa: PLR0913 - all but three have defaults
 
     Raises:
         InfeasibleError: one example does not fit by the law.
-        MeasurementError: two sizes did not fit, or a step fails for another reason.
+        MeasurementError: one or two sizes did not fit and no other would, or a step fails.
     """
     results: list[ProbeResult] = []
     most = max(1, task.num_train_examples // options.accumulation_steps)
@@ -202,8 +202,10 @@ def largest_that_fits(  # noqa: PLR0913 - all but three have defaults
             found = f"micro-batch size {size}: {results[-1].message}"
             raise MeasurementError(found, need=need, hint=hint)
         usable_bytes, share = _corrected(results[-1], memory_model.high_bytes(size), kept_bytes), 0.0
+        if usable_bytes < memory_model.high_bytes(1):
+            break  # what the run took beside its tensors leaves no room for one example
     tried = ", ".join(f"{r.micro_batch_size} ({r.outcome}: {r.message})" for r in results)
-    hint = "leave more headroom, or trace larger sizes: the law misses what these steps take"
+    hint = "raise the limit, or leave more headroom: the law misses what these steps take"
     raise MeasurementError(f"no fit at sizes {tried}", need="a size that fits", hint=hint)
 
 

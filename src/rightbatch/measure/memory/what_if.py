@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, count, islice
 from typing import Any, Literal
 
 from torch.utils.flop_counter import FlopCounterMode
@@ -19,12 +20,13 @@ from rightbatch.core.devices import Accelerator
 from rightbatch.core.errors import InfeasibleError, RightBatchError
 from rightbatch.core.samples import MemoryTrace
 from rightbatch.fit.cuda_memory import largest_micro_batch, predict_cuda_memory
+from rightbatch.fit.memory_law import MAX_DEGREE
 from rightbatch.fit.memory_model import fit_memory_model
 from rightbatch.measure.memory import compat
 from rightbatch.measure.memory.cuda_proxy import trace_cuda
 from rightbatch.measure.memory.fake import StorageObserver, trace_subject
 from rightbatch.measure.memory.kernels import trace_kernels
-from rightbatch.measure.memory.ladder import free_memory_bytes, is_curved, peak_bytes, trace_lone
+from rightbatch.measure.memory.ladder import degree_of, free_memory_bytes, peak_bytes, trace_lone
 from rightbatch.measure.memory.options import AS_TODAY, StepOptions
 from rightbatch.measure.memory.steps import (
     NUM_STEPS,
@@ -73,8 +75,8 @@ class _Setting:
     accelerator: Accelerator | None
     real: bool = False
     """Whether real steps are run; else fake ones are."""
-    num_sizes: int = 3
-    """Traced sizes: two give a line, three a parabola."""
+    num_sizes: int = MAX_DEGREE + 2
+    """Traced sizes: two give a line, four a parabola and five a cubic with one size to check it."""
     run_today: Callable[[], float] | None = None
     """Runs today's steps and returns their seconds; None where nothing is timed."""
     rounds: int = 0
@@ -117,8 +119,8 @@ def what_if(
         timed = run if rounds >= _ROUNDS[0] else None
         setting = replace(setting, real=True, run_today=timed, rounds=min(rounds, _ROUNDS[1]))
     traces = _traces(today, setting)
-    if not is_curved([trace for trace in traces if trace.micro_batch_size > 1]):
-        setting = replace(setting, num_sizes=2)
+    degree = degree_of([trace for trace in traces if trace.micro_batch_size > 1])
+    setting = replace(setting, num_sizes=2 if degree == 1 else degree + 2)
     first = _row(today, traces, setting)
     rows = [first, *(_compare(variant, today, first, setting) for variant in others)]
     return tuple(
@@ -191,7 +193,8 @@ def _traces(variant: Variant, setting: _Setting) -> list[MemoryTrace]:
         with caller_untouched():
             return trace_subject(task, build_subject(task, options), size, options)
 
-    traces = [trace(s) for s in (size, 2 * size, size + 1)[: setting.num_sizes]]
+    beside = (s for s in count(size + 1) if s != 2 * size)
+    traces = [trace(s) for s in islice(chain((size, 2 * size), beside), setting.num_sizes)]
     lone = trace_lone(trace) if variant.micro_batch_size == 1 else ()
     return sorted([*traces, *lone], key=lambda trace: trace.micro_batch_size)
 

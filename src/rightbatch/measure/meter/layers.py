@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rightbatch.measure.gradients import in_reals
+
 Gradients = dict[str, Tensor]
 """By parameter name; per-example values, so the first dimension is N."""
 
@@ -109,7 +111,7 @@ def weighted_sq_norms(
 
 def squares(gradients: Tensor, weights: Tensor | None) -> Tensor:
     """Plain squared norms of [N, ...] gradients and, with weights, weighted ones: [1 or 2, N]."""
-    flat = gradients.flatten(1).square()
+    flat = in_reals(gradients).flatten(1).square()
     if weights is None:
         return flat.sum(1).unsqueeze(0)
     return torch.stack([flat.sum(1), flat @ weights.flatten().to(flat.dtype)])

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from rightbatch.measure.gradients import in_reals
 from rightbatch.measure.meter.layers import max_single
 
 Weights = Mapping[nn.Parameter, Tensor]
@@ -130,11 +131,11 @@ def off_device(values: Sequence[Tensor]) -> list[float]:
 
 def norm(gradient: Tensor) -> Tensor:
     """Euclidean norm, shape []; equal rows of a sparse gradient are added first."""
-    values = gradient.coalesce().values() if gradient.is_sparse else gradient
+    values = in_reals(gradient.coalesce().values() if gradient.is_sparse else gradient)
     return torch.linalg.vector_norm(values, dtype=max_single(values.dtype))
 
 
 def weighted_square(gradient: Tensor, weights: Tensor) -> Tensor:
     """Sum of weighted squares, shape []."""
-    dense = gradient.to_dense() if gradient.is_sparse else gradient
+    dense = in_reals(gradient.to_dense() if gradient.is_sparse else gradient)
     return (dense.to(max_single(dense.dtype)).square() * weights).sum()

@@ -292,7 +292,8 @@ class MeasuredUpdate:
         found = self._preconditioner()
         if found is None:
             return None
-        return {p: w.to(max_single(p.dtype)) for p, w in zip(self._parameters(), found, strict=True)}
+        pairs = zip(self._parameters(), found, strict=True)
+        return {p: w.to(max_single(p.dtype.to_real())) for p, w in pairs}
 
     def _parameters(self) -> list[nn.Parameter]:
         return [p for p in self._model.parameters() if p.requires_grad]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from rightbatch.measure.gradients import undisturbed
+from rightbatch.measure.gradients import in_reals, undisturbed
 from rightbatch.measure.meter.nested import detached, tensors_in
 from rightbatch.measure.meter.rerun import Call, Keep, autocast_now, run_call, silenced
 
@@ -112,7 +112,9 @@ class Replay:
 
 
 def _square(gradient: Tensor | None) -> float:
-    return 0.0 if gradient is None else float(torch.linalg.vector_norm(gradient.double())) ** 2
+    if gradient is None:
+        return 0.0
+    return float(torch.linalg.vector_norm(in_reals(gradient).double())) ** 2
 
 
 def _only(gradient: Tensor, example: int, n: int) -> Tensor:

@@ -116,7 +116,7 @@ def _by_example(
                 return cast("dict[str, Tensor]", pull(_cast_like(cotangents, outputs))[0])
 
             moved = [t.movedim(d, 0)[rows] for t, d in zip(spread.mapped, spread.dims, strict=True)]
-            gradients = torch.func.vmap(one)(moved)
+            gradients = {k: g.detach() for k, g in torch.func.vmap(one)(moved).items()}
             found = {k: g + found[k] if k in found else g for k, g in gradients.items()}
         for name, g in found.items():
             norms[name].append(squares(g, weights[name]))

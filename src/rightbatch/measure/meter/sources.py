@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rightbatch.core.errors import InvalidInputError
 from rightbatch.core.samples import Coupling, GradientSample
+from rightbatch.measure.gradients import in_reals
 from rightbatch.measure.meter.leaves import MicroBatchNorms, squared_norms
 from rightbatch.measure.meter.model_facts import MIN_COVERED
 from rightbatch.measure.meter.whole import gather_over_replicas
@@ -209,8 +210,8 @@ def failing(
         if p not in summed:
             failed.add(p)
             continue
-        whole = (gradient.to_dense() if gradient.is_sparse else gradient).double()
-        distance = torch.linalg.vector_norm(summed[p].double() - whole)
+        whole = in_reals(gradient.to_dense() if gradient.is_sparse else gradient).double()
+        distance = torch.linalg.vector_norm(in_reals(summed[p]).double() - whole)
         if distance > CHECK_TOLERANCE[precision] * torch.linalg.vector_norm(whole):
             failed.add(p)
     return failed

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
+from rightbatch.measure.gradients import in_reals
 from rightbatch.measure.meter.leaves import MicroBatchNorms, Weights, norm, weighted_square
 
 COMPARED = 64  # elements of one parameter: a change of the whole gradient shows in any of them
@@ -54,7 +55,7 @@ class Fingerprint:
 def _head(gradient: Tensor | None) -> Tensor | None:
     if gradient is None or gradient.is_sparse:
         return None
-    return gradient.detach().flatten()[:COMPARED].clone()
+    return in_reals(gradient.detach()).flatten()[:COMPARED].clone()
 
 
 def whole_gradient(model: nn.Module, weights: Weights | None) -> MicroBatchNorms:

@@ -14,7 +14,8 @@ from torch.utils.data import TensorDataset
 import rightbatch as rb
 from rightbatch.core.errors import InvalidTaskError, MeasurementError
 from rightbatch.core.samples import WorstCase
-from rightbatch.measure.memory import ladder, measure_memory
+from rightbatch.fit.memory_model import fit_memory_model
+from rightbatch.measure.memory import ladder, measure_memory, trace_kernels
 from rightbatch.measure.memory.stream import Event, to_trace
 
 
@@ -83,6 +84,21 @@ def test_a_loss_over_pairs_takes_one_more_of_each_kind() -> None:
     found = sizes(make(pairs))
     assert [b for source, b in found if source == "fake"] == [2, 3, 64, 4]
     assert [b for source, b in found if source == "kernels"] == [2, 3, 4, 16, 1]
+
+
+def test_a_loss_over_triples_takes_two_more_of_each_kind_and_is_met_to_the_byte() -> None:
+    def triples(model: nn.Module, batch: Any) -> torch.Tensor:
+        z = model(batch[0])
+        near = z @ z.T
+        return (near[:, :, None] - near[:, None, :] + 1).relu().mean()
+
+    task = make(triples)
+    found = measure_memory(task)
+    assert [t.micro_batch_size for t in found if t.source == "fake"] == [2, 3, 64, 4, 5]
+    assert [t.micro_batch_size for t in found if t.source == "kernels"] == [2, 3, 4, 5, 16, 1]
+    model = fit_memory_model(found)
+    assert model.exact
+    assert model.peak_bytes(40) == ladder.peak_bytes(trace_kernels(task, 40))
 
 
 def test_no_real_step_is_larger_than_the_largest_asked_for() -> None:

@@ -197,10 +197,17 @@ def test_an_excess_that_nobody_measured_halves_the_size(
 
 def test_no_size_is_returned_that_was_not_run(monkeypatch: pytest.MonkeyPatch, task: Task) -> None:
     answers: dict[int, tuple[str, int | None]] = {90: ("out_of_memory", None)}
-    with pytest.raises(MeasurementError, match=r"no fit at sizes 90 .*, 45 .*\n  hint: leave more"):
+    with pytest.raises(MeasurementError, match=r"no fit at sizes 90 .*, 45 .*\n  hint: raise the"):
         search(monkeypatch, task, answers | {45: ("out_of_memory", None)})
     with pytest.raises(MeasurementError, match="micro-batch size 90: as told; need two steps that run"):
         search(monkeypatch, task, {90: ("failed", None)})
+
+
+def test_an_excess_that_leaves_no_room_for_one_example_ends_the_search(
+    monkeypatch: pytest.MonkeyPatch, task: Task
+) -> None:
+    with pytest.raises(MeasurementError, match=r"no fit at sizes 90 \(out_of_memory: as told\)"):
+        search(monkeypatch, task, {90: ("out_of_memory", 190 * MIB)})
 
 
 def test_no_micro_batch_is_longer_than_the_data(monkeypatch: pytest.MonkeyPatch, task: Task) -> None:

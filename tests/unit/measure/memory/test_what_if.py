@@ -169,6 +169,24 @@ def test_an_accelerator_is_replayed_through_its_allocator(monkeypatch: pytest.Mo
     assert found["checkpointing"].evidence == "derived"
 
 
+@pytest.mark.parametrize("power", [2, 3])
+def test_the_largest_that_fits_follows_what_examples_make_together(
+    monkeypatch: pytest.MonkeyPatch, power: int
+) -> None:
+    def together(model: nn.Module, batch: Any) -> Tensor:
+        z = model(batch[0]).flatten(1)
+        near = z @ z.T
+        return (near if power == 2 else near[:, :, None] - near[:, None, :]).relu().mean()
+
+    only(monkeypatch, "sgd")
+    base, room = task(loss=together), 2**26
+    largest = what_if(base, 4, usable_bytes=room, seconds=0)[0].max_micro_batch_size
+    assert largest is not None
+    assert largest < 3000  # else the step below takes all memory there is
+    held = peak_bytes(trace_kernels(base, largest))
+    assert 0.85 * room < held <= room  # 12 % are kept where no step of 16 was run
+
+
 def test_an_accelerator_has_other_defaults() -> None:
     today = Variant(option="today", task=task(), micro_batch_size=8)
     found = {v.option for v in variants(today, parse_accelerator("cuda:t4"))}

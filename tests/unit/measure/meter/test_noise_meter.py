@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -252,6 +253,51 @@ def test_adams_preconditioner_weights_both_norms() -> None:
         assert (last.preconditioned_small_sq_norm or 0) > expected
         assert "preconditioned" in meter.estimate().source
         assert "preconditioned" not in meter.estimate(preconditioned=False).source
+
+
+def test_measuring_a_weight_beside_layers_holds_no_graph() -> None:
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shift = nn.Parameter(torch.zeros(X.shape[1]))
+            self.layer = nn.Linear(X.shape[1], 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x + self.shift)
+
+    model = Shifted()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # torch warns of numbers taken from tensors with a graph
+        with rb.NoiseMeter(model, period=1) as meter:
+            F.cross_entropy(model(X[:16]), Y[:16] % 3).backward()
+            meter.update()
+    assert meter.samples[0].covered == 1.0
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_complex_weight_counts_as_the_pair_of_numbers_that_it_is(accumulate: int) -> None:
+    class Spectral(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(X.shape[1] // 2 + 1, dtype=torch.cfloat))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.fft.irfft(torch.fft.rfft(x) * self.weight, n=x.shape[1])
+
+    model = Spectral()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    with rb.NoiseMeter(model, optimizer, period=1) as meter:
+        for _ in range(5):
+            optimizer.zero_grad()
+            for rows in torch.arange(16).chunk(accumulate):
+                (model(X[rows]).square().sum(1).mean() / accumulate).backward()
+            meter.update()
+            optimizer.step()
+    last, gradient = meter.samples[-1], model.weight.grad
+    assert gradient is not None
+    assert last.big_sq_norm == pytest.approx(float(gradient.abs().square().sum()), rel=1e-5)
+    assert last.small_sq_norm > last.big_sq_norm
+    assert "preconditioned" in meter.estimate().source
 
 
 def _weighted_square(model: nn.Module, optimizer: torch.optim.Optimizer) -> float:
