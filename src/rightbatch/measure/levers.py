@@ -80,9 +80,9 @@ def measure_levers(
 
 
 def measure_workers(task: Task, micro_batch_size: int, *, budget: Budget) -> Iterator[Lever]:
-    """Measure the loader alone with other numbers of worker processes than the task's own."""
+    """Measure the loader with other numbers of workers than the task's own, at most one a core."""
     today = task.loader.num_workers
-    others = [count for count in WORKERS if count != today]
+    others = [count for count in WORKERS if count != today and count <= _num_cores()]
     kept = _load_seconds(task, task.loader, micro_batch_size, budget.part(1 / (len(others) + 1)))
     for index, count in enumerate(others):
         options = LoaderOptions(num_workers=count, pin_memory=task.loader.pin_memory)
@@ -179,8 +179,12 @@ def _with_threads(task: Task, count: int) -> Callable[[int], Step]:
 def _thread_counts() -> list[int]:
     """Half and twice as many as today, as far as the machine has them."""
     today = torch.get_num_threads()
-    most = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return sorted({max(1, today // 2), min(2 * today, most)} - {today})
+    return sorted({max(1, today // 2), min(2 * today, _num_cores())} - {today})
+
+
+def _num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _warm_up(step: Step) -> float:

@@ -98,3 +98,11 @@ def test_workers_are_compared_with_the_tasks_own(task: Task, monkeypatch: pytest
     assert found.name == "1 loader worker"
     assert found.seconds_ratio is not None
     assert found.seconds_ratio > 0
+
+
+def test_no_more_workers_than_cores_are_tried(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(levers, "WORKERS", (0, 1, 64))
+    monkeypatch.setattr(levers, "_num_cores", lambda: 1)
+    assert [lever.name for lever in measure_workers(task, 2, budget=Budget(seconds=2))] == [
+        "1 loader worker"
+    ]
