@@ -28,7 +28,7 @@ class Sweep(NamedTuple):
 
 
 # The first nine took the noise scale inside the runs, the others in a pilot of today's recipe
-# before them (benchmarks/noise/calibration.py).
+# before them (benchmarks/noise/calibration.py, benchmarks/validate/sweep_result.py).
 SWEEPS = (
     Sweep("digits, loss 0.20", "sgd", 48, 41.7),
     Sweep("digits, loss 0.05", "sgd", 136, 132.5),
@@ -44,6 +44,8 @@ SWEEPS = (
     Sweep("fashion-mnist", "sgd", 280, 125.4),
     Sweep("digits", "adam", 142, 109.2, 120.9),
     Sweep("fashion-vit", "adam", 600, 167.2, 182.6),
+    Sweep("fashion-mnist-adam", "adam", 172, 200.4, 232.9),
+    Sweep("shakespeare", "adam", 49, 50.7, 57.0),
 )
 UNKNOWN_FAMILY = (1.5, 0.7)
 """Assumed for other optimizers: wide enough to hold both families."""
