@@ -158,7 +158,10 @@ def _climb(
     seconds: float,
     affordable_bytes: float,
 ) -> Iterator[MemoryTrace]:
-    """Trace ``group`` sizes at each rung until the first of a rung confirms those of the last."""
+    """Trace ``group`` sizes at each rung until the first of a rung confirms those of the last.
+
+    Time ends it between rungs alone: a single size of a rung tells no law.
+    """
     traces: list[MemoryTrace] = []
     spent = 0.0
     for rung in rungs:
@@ -178,7 +181,8 @@ def _climb(
                 return
             if len(traces) >= group:
                 expected = peak_bytes(traces[-1]) * max(1.0, following / size)
-                if spent + took * following / size > seconds or expected > affordable_bytes:
+                late = following in rungs and spent + took * following / size > seconds
+                if late or expected > affordable_bytes:
                     return
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -124,14 +125,30 @@ def test_a_step_that_fails_for_real_is_an_error() -> None:
         measure_memory(make(fails))
 
 
-def test_a_rung_that_refutes_the_law_is_doubled_by_a_second_size() -> None:
-    def step(size: int) -> Any:
-        nbytes = 10 * size if size < 16 else 1000 + 7 * size
-        events = [Event(0, nbytes, "a", "forward"), Event(0, -nbytes, "a", "forward")]
-        return to_trace(events, {}, micro_batch_size=size, source="kernels")
+def refuting(size: int) -> Any:
+    """A step whose law for 2 and 3 examples does not hold at 16."""
+    nbytes = 10 * size if size < 16 else 1000 + 7 * size
+    events = [Event(0, nbytes, "a", "forward"), Event(0, -nbytes, "a", "forward")]
+    return to_trace(events, {}, micro_batch_size=size, source="kernels")
 
-    traces = ladder._climb(step, [2, 16, 64, 256], 2, 100.0, 1e9)
+
+def test_a_rung_that_refutes_the_law_is_doubled_by_a_second_size() -> None:
+    traces = ladder._climb(refuting, [2, 16, 64, 256], 2, 100.0, 1e9)
     assert [t.micro_batch_size for t in traces] == [2, 3, 16, 17, 64]
+
+
+def test_time_that_ends_within_a_rung_lets_it_finish(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    def step(size: int) -> Any:
+        nonlocal now
+        now += size
+        return refuting(size)
+
+    clock = SimpleNamespace(perf_counter=lambda: now, process_time=lambda: now)
+    monkeypatch.setattr(ladder, "time", clock)
+    traces = ladder._climb(step, [2, 16, 64, 256], 2, 20.0, 1e9)
+    assert [t.micro_batch_size for t in traces] == [2, 3, 16, 17]
 
 
 def test_free_memory_is_positive_and_at_most_the_machines() -> None:
