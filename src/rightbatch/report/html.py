@@ -56,13 +56,13 @@ def render_report(
         measurements = measurements.replace(task=measurements.task.replace(target=plan.target))
     models = fit_models(measurements)
     exhibits = collect_exhibits(measurements, models, plan, runs)
-    first = 1 if plan and plan.candidates else 0  # the picture of the choice stands with the answer
+    choice = [exhibit for exhibit in exhibits if exhibit.key == "candidates"]
     body = [
         *_answer(measurements, models, plan, runs, folder),
-        *map(render_exhibit, exhibits[:first]),
+        *map(render_exhibit, choice),
         *_decisions(measurements, plan),
         *_signal(measurements),
-        *_evidence(measurements, exhibits[first:], runs),
+        *_evidence(measurements, [e for e in exhibits if e not in choice], runs),
         *_method(measurements, models, plan),
     ]
     title = f"{measurements.task.name}: rightbatch report"

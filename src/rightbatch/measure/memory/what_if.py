@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, count, islice
 from typing import Any, Literal
 
@@ -183,20 +184,28 @@ def _untraced(variant: Variant, note: str) -> WhatIf:
 
 def _traces(variant: Variant, setting: _Setting) -> list[MemoryTrace]:
     """Traces at the variant's size, far from it and beside it, and at 1 where that is its size."""
-    task, options, size = variant.task, variant.options, max(2, variant.micro_batch_size)
-
-    def trace(size: int) -> MemoryTrace:
-        if (accelerator := setting.accelerator) is not None:
-            return trace_cuda(task, size, options=options, capability=accelerator.capability)
-        if setting.real:
-            return trace_kernels(task, size, options=options)
-        with caller_untouched():
-            return trace_subject(task, build_subject(task, options), size, options)
-
+    trace, size = _tracer(variant, setting), max(2, variant.micro_batch_size)
     beside = (s for s in count(size + 1) if s != 2 * size)
     traces = [trace(s) for s in islice(chain((size, 2 * size), beside), setting.num_sizes)]
     lone = trace_lone(trace) if variant.micro_batch_size == 1 else ()
     return sorted([*traces, *lone], key=lambda trace: trace.micro_batch_size)
+
+
+def _tracer(variant: Variant, setting: _Setting) -> Callable[[int], MemoryTrace]:
+    """What traces a variant at a size; for fake tensors it is built once."""
+    task, options = variant.task, variant.options
+    if setting.accelerator is not None:
+        return partial(trace_cuda, task, options=options, capability=setting.accelerator.capability)
+    if setting.real:
+        return partial(trace_kernels, task, options=options)
+    with caller_untouched():
+        subject = build_subject(task, options)
+
+    def trace(size: int) -> MemoryTrace:
+        with caller_untouched():
+            return trace_subject(task, subject, size, options)
+
+    return trace
 
 
 def _row(variant: Variant, traces: Sequence[MemoryTrace], setting: _Setting) -> WhatIf:
